@@ -1,0 +1,1 @@
+"""How data is made: download, annotate, select and build."""

@@ -1,0 +1,1 @@
+"""Download: URL lists in, pool shards out."""

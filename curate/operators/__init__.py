@@ -1,0 +1,1 @@
+"""One file is one operator; the file's name is the operator's."""

@@ -1,0 +1,1 @@
+"""The trainer: reads datasets, knows nothing of how they were curated."""
