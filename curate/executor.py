@@ -114,7 +114,7 @@ class Executor:
         def connect() -> Callable[[Unit], Any]:
             import ray
 
-            self._start()
+            self.start()
             self._require_cpus(cpus)
             remote = ray.remote(num_cpus=cpus, max_retries=0)(_call)
             shared = ray.put(function)  # serialised once, not once for every unit
@@ -128,7 +128,8 @@ class Executor:
 
         cloudpickle.register_pickle_by_value(module)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start or join Ray now instead of with the first unit; does nothing where Ray is up already."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
         import ray
 

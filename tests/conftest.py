@@ -1,0 +1,45 @@
+"""What every test may ask for: one thread per library, one Ray for the whole session, a small pool."""
+
+# ruff: noqa: E402  (the environment comes first)
+
+import os
+
+# Before numpy or torch are imported: their thread pools fight each other on small machines.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from curate.executor import Executor
+from curate.store import Pool
+from tests.pool import make_pool
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Executor]:
+    """An executor whose Ray is up for the whole session; any other `Executor()` made in a test uses the same Ray."""
+    with Executor(num_workers=2) as executor:
+        executor.start()
+        yield executor
+
+
+@pytest.fixture
+def tiny_pool(tmp_path: Path) -> Pool:
+    """Two shards of twelve rows; `tests.pool` names the rows that are special."""
+    return make_pool(tmp_path / "pool")
+
+
+@pytest.fixture
+def pool_builder(tmp_path: Path) -> Callable[..., Pool]:
+    """Return `make_pool` bound to a folder: `pool_builder(num_shards=3, shard_size=40, seed=1, name="other")`."""
+
+    def build(*, name: str = "pool", num_shards: int = 2, shard_size: int = 12, seed: int = 0) -> Pool:
+        return make_pool(tmp_path / name, num_shards=num_shards, shard_size=shard_size, seed=seed)
+
+    return build

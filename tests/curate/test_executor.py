@@ -1,0 +1,181 @@
+"""The executor under real Ray: outcomes, retries, killed workers, laziness, cancellation."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from curate.executor import Executor
+from schemas.errors import ContractError, InputError
+
+
+def square(unit: int) -> int:
+    return unit * unit
+
+
+def multiply(factor: int, unit: int) -> int:
+    return factor * unit
+
+
+def threads(unit: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def fail_on_odd(unit: int) -> int:
+    if unit % 2:
+        raise ValueError(f"odd unit {unit}")
+    return unit
+
+
+def fail_until(folder: Path, times: int, unit: int) -> int:
+    attempt = len(list(folder.iterdir()))
+    (folder / str(attempt)).touch()
+    if attempt < times:
+        raise OSError("disk is shy")
+    return attempt
+
+
+def break_contract(folder: Path, unit: int) -> int:
+    (folder / str(time.time_ns())).touch()
+    raise ContractError("columns differ")
+
+
+def kill_worker_once(folder: Path, unit: int) -> int:
+    marker = folder / str(unit)
+    if unit == 2 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+def kill_worker(unit: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_map_returns_every_unit_once(ray_session: Executor) -> None:
+    outcomes = list(ray_session.map(square, range(20)))
+    assert sorted((outcome.unit, outcome.result) for outcome in outcomes) == [(unit, unit * unit) for unit in range(20)]
+    assert {outcome.error for outcome in outcomes} == {None}
+
+
+def test_map_takes_partials(ray_session: Executor) -> None:
+    assert sorted(outcome.result or 0 for outcome in ray_session.map(functools.partial(multiply, 3), [1, 2])) == [3, 6]
+
+
+def test_nothing_to_do_does_not_start_ray() -> None:
+    executor = Executor()
+    assert list(executor.map(square, [])) == []
+    assert not executor._has_started
+
+
+def test_workers_run_one_thread_each(ray_session: Executor) -> None:
+    assert [outcome.result for outcome in ray_session.map(threads, [0])] == ["1"]
+
+
+def test_an_exception_is_an_outcome_and_the_others_go_on(ray_session: Executor) -> None:
+    outcomes = {outcome.unit: outcome for outcome in ray_session.map(fail_on_odd, range(4), max_retries=0)}
+    assert [outcomes[unit].result for unit in (0, 2)] == [0, 2]
+    assert outcomes[1].error == "ValueError: odd unit 1"
+    assert isinstance(outcomes[3].cause, ValueError)
+
+
+def test_exceptions_are_tried_again(ray_session: Executor, tmp_path: Path) -> None:
+    (outcome,) = ray_session.map(functools.partial(fail_until, tmp_path, 2), [7], max_retries=2)
+    assert outcome.result == 2
+
+
+def test_retries_are_bounded(ray_session: Executor, tmp_path: Path) -> None:
+    (outcome,) = ray_session.map(functools.partial(fail_until, tmp_path, 9), [7], max_retries=1)
+    assert outcome.error == "OSError: disk is shy"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_mistake_that_cannot_heal_is_not_tried_again(ray_session: Executor, tmp_path: Path) -> None:
+    (outcome,) = ray_session.map(functools.partial(break_contract, tmp_path), [7], max_retries=2)
+    assert isinstance(outcome.cause, ContractError)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_killed_worker_is_replaced(ray_session: Executor, tmp_path: Path) -> None:
+    outcomes = list(ray_session.map(functools.partial(kill_worker_once, tmp_path), range(5)))
+    assert sorted(outcome.result for outcome in outcomes if outcome.result is not None) == [0, 1, 2, 3, 4]
+
+
+def test_a_unit_that_always_kills_its_worker_is_given_up(ray_session: Executor) -> None:
+    (outcome,) = ray_session.map(kill_worker, [0])
+    assert outcome.error is not None
+    assert "6 workers died on this unit" in outcome.error
+
+
+def test_units_are_pulled_as_workers_become_free(ray_session: Executor) -> None:
+    pulled = []
+
+    def units() -> Iterator[float]:
+        for _ in range(50):
+            pulled.append(1)
+            yield 0.05
+
+    iterator = ray_session.map(sleep, units(), max_in_flight=3)
+    next(iterator)
+    assert len(pulled) <= 6
+    iterator.close()  # type: ignore[attr-defined]
+
+
+def test_leaving_early_frees_the_workers(ray_session: Executor) -> None:
+    iterator = ray_session.map(sleep, [0.0, 300.0, 300.0, 300.0], max_in_flight=4)
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    started = time.monotonic()
+    assert [outcome.result for outcome in ray_session.map(square, range(4), max_in_flight=4)]
+    assert time.monotonic() - started < 60
+
+
+def test_more_cpus_than_any_node_has_is_refused(ray_session: Executor) -> None:
+    with pytest.raises(InputError, match="needs 1000 CPUs and the largest node of this Ray cluster has"):
+        list(ray_session.map(square, [1], cpus=1000))
+
+
+def test_no_workers_is_refused() -> None:
+    with pytest.raises(InputError, match="num_workers is 0"):
+        Executor(num_workers=0)
+
+
+def test_ctrl_c_cancels_and_raises(tmp_path: Path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import time
+            from curate.executor import Executor
+
+            with Executor(num_workers=2) as executor:
+                executor.start()
+                print("ready", flush=True)
+                try:
+                    list(executor.map(time.sleep, [300.0] * 4))
+                except KeyboardInterrupt:
+                    print("interrupted", flush=True)
+                print([outcome.result for outcome in executor.map(abs, [-1])], flush=True)
+            """
+        )
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert output == "interrupted\n[1]\n"
