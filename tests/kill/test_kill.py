@@ -1,0 +1,105 @@
+"""Kill -9 of the driver, a worker and the node process at random moments of every stage: the final files do not change."""
+
+import csv
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.kill.digests import digest_tree
+from tests.kill.processes import kill_and_finish, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+NUM_IMAGES = 600
+KINDS = ("driver", "worker", "node", "driver")
+WORDS = ("red", "green", "blue", "small", "large", "round", "square", "old", "new", "bright")
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Serve generated pictures from a real HTTP server process; yield the URL list."""
+    folder = tmp_path_factory.mktemp("web")
+    rng = np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
+    server = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    match = re.search(r"port (\d+)", server.stdout.readline())
+    assert match
+    urls = tmp_path_factory.mktemp("urls") / "urls.csv"
+    with urls.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["url", "caption"])
+        for number in range(NUM_IMAGES):
+            caption = " ".join(WORDS[number // 10**d % 10] for d in range(3))
+            # Every 20th URL is missing, so that failures are part of what must not change.
+            name = f"{number}.jpg" if number % 20 else f"missing-{number}.jpg"
+            writer.writerow([f"http://127.0.0.1:{match[1]}/{name}", f"a {caption} thing number {number}"])
+    yield urls
+    server.kill()
+    server.wait()
+
+
+def stages(urls: Path, root: Path) -> dict[str, list[str]]:
+    """Return the command of every stage for a pool below `root`."""
+    pool = str(root / "pool")
+    return {
+        "download": [
+            *("download", str(urls), "--pool", pool, "--allow-private"),
+            *("--shard-size", "50", "--image-size", "128"),
+        ],
+        "annotate": ["annotate", "--pool", pool, "image_stats", "caption_stats", "perceptual_hash", "exact_dedup"],
+        "select": [
+            *("select", "--pool", pool, "--name", "kept", "--rule", "words=caption_stats.caption_num_words >= 3"),
+            *("--rule", "unique=NOT exact_dedup.is_image_duplicate", "--weight", "image_stats.image_entropy + 1"),
+        ],
+        "build": ["build", "--pool", pool, "--selection", "kept", "--out", str(root / "datasets")],
+        "train": ["train", "DATASET", "--out", str(root / "run"), *train_settings()],
+    }
+
+
+def train_settings() -> list[str]:
+    """Return a model small enough to take a minute and checkpoints close enough to be hit between."""
+    values = {"model.preset": "vit-tiny", "batch_size": 64, "steps": 60, "checkpoint_every": 10, "num_workers": 1}
+    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+
+
+def command(arguments: list[str], root: Path) -> list[str]:
+    """Fill in the dataset folder, whose name holds a fingerprint."""
+    if "DATASET" not in arguments:
+        return arguments
+    (dataset,) = (root / "datasets").iterdir()
+    return [str(dataset) if part == "DATASET" else part for part in arguments]
+
+
+def test_final_files_survive_twenty_kills(web: Path, tmp_path: Path) -> None:
+    """Compare a pool, a dataset and a run made under twenty kills with those made in peace."""
+    seed = int(os.environ.get("WINNOW_KILL_SEED", "0"))
+    rng = random.Random(seed)
+    quiet, stormy, log = tmp_path / "quiet", tmp_path / "stormy", tmp_path / "log.txt"
+    kills: list[str] = []
+    for name in stages(web, quiet):
+        seconds = run(command(stages(web, quiet)[name], quiet), log)
+        for kind in KINDS:
+            arguments = command(stages(web, stormy)[name], stormy)
+            kills.append(f"{name}: {kill_and_finish(arguments, kind, rng.uniform(0.15, 0.95) * seconds, log, rng)}")
+        run(command(stages(web, stormy)[name], stormy), log)
+        assert digest_tree(stormy, ignore=("logs", "tensorboard")) == digest_tree(
+            quiet, ignore=("logs", "tensorboard")
+        ), f"after {name}; kills so far: {kills}"
+    struck = [kill for kill in kills if "finished" not in kill]
+    assert len(struck) >= len(kills) * 3 // 4, f"too few kills struck a running process: {kills}"
