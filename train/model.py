@@ -1,0 +1,255 @@
+"""An image tower and a text tower, as `transformers` saves and loads them, behind one small face.
+
+A ViT becomes a `CLIPModel`, a ConvNeXt a `VisionTextDualEncoderModel` with CLIP's text tower: both load with `AutoModel` and no code of
+ours. Any CLIP, SigLIP or dual-encoder folder or hub id can be loaded here too, to start from or to evaluate.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from schemas.errors import InputError
+from train.config import ModelConfig
+from train.tokenizer import load_tokenizer, require_revision, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# OpenAI's CLIP statistics, in RGB order and units of full intensity.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+LOGIT_SCALE_INIT = math.log(1 / 0.07)
+LOGIT_SCALE_MAX = math.log(100)
+
+_WEIGHTS_FILE = "model.safetensors"
+_BICUBIC = 3  # PIL's number, as preprocessor_config.json holds it
+
+
+class ImageTextModel(nn.Module):
+    """The two towers with everything needed to feed them; features are unit vectors in float32.
+
+    Its `network` is a plain `transformers` model.
+    """
+
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
+    def __init__(
+        self,
+        network: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        image_size: int,
+        mean: Sequence[float] = IMAGE_MEAN,
+        std: Sequence[float] = IMAGE_STD,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        text_config = network.config.text_config
+        self.context_length = int(text_config.max_position_embeddings)
+        # A causal text tower never looks at what follows the end mark; SigLIP was trained without a mask on full-length padding.
+        self._is_causal = text_config.model_type == "clip_text_model"
+        self._is_padded = text_config.model_type.startswith("siglip")
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.logit_scale.device
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The logarithm of the factor on cosine similarities."""
+        scale: nn.Parameter = self.network.logit_scale
+        return scale
+
+    @property
+    def embed_dim(self) -> int:
+        """The length of a feature vector."""
+        return int(getattr(self.network.config, "projection_dim", 0) or self.network.config.text_config.hidden_size)
+
+    def forward(
+        self, images: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return image features, text features and the factor on their cosine similarities."""
+        return self.encode_image(images), self.encode_ids(input_ids, attention_mask), self.logit_scale.exp()
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, embed_dim) unit features of images (n, 3, size, size): uint8 RGB, or floats normalised already."""
+        if images.dtype == torch.uint8:
+            images = (images.to(self.device).float() / 255 - self._mean) / self._std
+        return _unit(self.network.get_image_features(pixel_values=images.to(self.device)))
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return (n, embed_dim) unit features of texts, cut to the context length."""
+        return self.encode_ids(*self.tokenize(texts))
+
+    def encode_ids(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return (n, embed_dim) unit features of what `tokenize` returned."""
+        mask = {} if self._is_causal or self._is_padded else {"attention_mask": attention_mask.to(self.device)}
+        return _unit(self.network.get_text_features(input_ids=input_ids.to(self.device), **mask))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and attention mask (n, length) of texts; safe to call from a thread beside the training."""
+        return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
+
+    def clamp_logit_scale(self) -> None:
+        """Keep the logit scale in [0, ln 100], as CLIP does after every step."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and image settings; the same weights give the same bytes. The tokenizer is not written."""
+        from safetensors.torch import save_file
+
+        self.network.config.save_pretrained(folder)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        save_file(weights, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+        settings = _image_processor(self.image_size, self.mean, self.std)
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def build_model(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> ImageTextModel:
+    """Make a model with random weights, which depend on `seed` alone."""
+    from transformers import CLIPModel, VisionTextDualEncoderModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = _network_config(config, tokenizer)
+        network = (CLIPModel if config.image_tower == "vit" else VisionTextDualEncoderModel)(shape)
+    # The class name tells `pipeline` and model cards what the folder holds; save_pretrained would have written it.
+    network.config.architectures = [type(network).__name__]
+    network.config.dtype = torch.float32
+    return ImageTextModel(network, tokenizer, image_size=config.image_size)
+
+
+def load_model(folder_or_id: str | Path, *, revision: str = "", device: str | torch.device = "cpu") -> ImageTextModel:
+    """Load a checkpoint, any CLIP-like folder, or a hub id at a pinned commit, in float32 and in evaluation mode."""
+    from transformers import AutoModel
+
+    name = str(folder_or_id)
+    require_revision(name, revision)
+    pinned = {"revision": revision} if revision else {}
+    try:
+        network = AutoModel.from_pretrained(name, dtype=torch.float32, **pinned)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} holds no model that transformers can load: {error}") from error
+    if not hasattr(network, "get_image_features") or not hasattr(network, "logit_scale"):
+        raise InputError(f"{name} holds a {type(network).__name__}, which is no image-text model with two towers")
+    # Loaded tensors are views into the file at any address; matrix products on CPU give other last bits at other alignments.
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    settings = _image_settings(name, pinned)
+    model = ImageTextModel(
+        network,
+        load_tokenizer(name, revision),
+        image_size=_image_size(settings, network.config),
+        mean=settings.get("image_mean", IMAGE_MEAN),
+        std=settings.get("image_std", IMAGE_STD),
+    )
+    return model.to(device).eval()
+
+
+def load_weights(model: ImageTextModel, folder: Path) -> None:
+    """Copy the weights of a checkpoint into a model of the same shape, in place."""
+    from safetensors.torch import load_file
+
+    model.network.load_state_dict(load_file(folder / _WEIGHTS_FILE), strict=True)
+
+
+def _unit(output: Any) -> torch.Tensor:
+    # transformers 5 returns the projected feature inside an output object, 4 as a tensor.
+    feature = output if isinstance(output, torch.Tensor) else output.pooler_output
+    return functional.normalize(feature.float(), dim=-1)
+
+
+def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, ConvNextConfig, VisionTextDualEncoderConfig
+
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        max_position_embeddings=config.context_length,
+        projection_dim=config.embed_dim,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    shared = {"projection_dim": config.embed_dim, "logit_scale_init_value": LOGIT_SCALE_INIT}
+    if config.image_tower == "convnext":
+        vision = ConvNextConfig(
+            depths=list(config.image_depths),
+            hidden_sizes=list(config.image_widths),
+            num_stages=len(config.image_depths),
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+            hidden_size=config.image_widths[
+                -1
+            ],  # the dual encoder asks for the width of the pooled output by this name
+        )
+        return VisionTextDualEncoderConfig(vision_config=vision, text_config=text, **shared)
+    vision = CLIPVisionConfig(
+        hidden_size=config.image_width,
+        intermediate_size=4 * config.image_width,
+        num_hidden_layers=config.image_layers,
+        num_attention_heads=config.image_heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        projection_dim=config.embed_dim,
+        hidden_act="gelu",
+    )
+    return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **shared)
+
+
+def _image_processor(image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, object]:
+    # The text `CLIPImageProcessor.save_pretrained` writes; made here because creating one without torchvision warns.
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(std),
+        "resample": _BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
+
+
+def _image_settings(name: str, pinned: dict[str, str]) -> dict[str, Any]:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        return dict(ImageProcessingMixin.get_image_processor_dict(name, **pinned)[0])
+    except OSError:
+        # A folder without preprocessor_config.json: CLIP's own statistics, which every such folder was found to use.
+        return {}
+
+
+def _image_size(settings: dict[str, Any], config: "PretrainedConfig") -> int:
+    size = settings.get("crop_size") if settings.get("do_center_crop", True) else None
+    size = size or settings.get("size") or getattr(config.vision_config, "image_size", None)
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    if not isinstance(size, int):
+        raise InputError(f"the model does not say its image size; found {size!r} in preprocessor_config.json")
+    return size
