@@ -1,17 +1,21 @@
 # Everything runs from a virtual environment that `make setup` makes; nothing else needs to be installed.
-PYTHON ?= python3
+# The first Python on the path that Winnow runs on.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast check format bench docs clean
+.PHONY: setup demo test test-fast check check-docs check-wheel format bench docs clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "Winnow needs Python 3.11 or 3.12 on the path (or make PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	@touch $(STAMP)
 
 # The whole way on a miniature web made on the spot: URLs in, trained model out.
 demo: setup
@@ -28,6 +32,19 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) check-docs check-wheel
+
+# The generated parts of docs/ are those that the code gives now.
+check-docs: setup
+	$(BIN)/python -m docs.generate --check
+
+# The wheel builds, and holds what it must: installed in a folder of its own, its command answers without the source tree.
+check-wheel: setup
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel/site build/wheel/*.whl
+	cd build/wheel && PYTHONPATH=site ../../$(BIN)/python -c \
+	  'import pipelines.recipe as r, os; assert os.path.abspath("site") in r.__file__, r.__file__; r.load_recipe("starter")'
 
 format: setup
 	$(BIN)/ruff format .

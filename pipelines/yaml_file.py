@@ -178,7 +178,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if not isinstance(_plain(text), str) or text.startswith("!") else None
+    # Odd line breaks and control characters survive only as escapes.
+    style = None if isinstance(_plain(text), str) and text.isprintable() else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

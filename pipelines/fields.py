@@ -1,0 +1,149 @@
+"""What the fields of a settings class mean, read from the class itself: its names, types, defaults and the comments beside them.
+
+Flags, recipe keys and their documentation all come from here, so that a setting is described once, where it is defined.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+
+_COMMENT = re.compile(r"#\s*(.+?)\s*$")
+_TAIL = re.compile(r"\s*(\(|#\s*)(noqa|type):.*$")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a settings class; `default` is None where the field is required, see `is_required`."""
+
+    name: str
+    kind: object  # the type, with string annotations resolved
+    default: object
+    is_required: bool
+    help: str  # the comment at the field, or above it; empty where there is none
+
+    @property
+    def kind_text(self) -> str:
+        """The type as people read it: `int`, `list of str`, `a, b or c`."""
+        return describe_kind(self.kind)
+
+    @property
+    def default_text(self) -> str:
+        """The default as YAML writes it; empty where the field is required."""
+        if self.is_required:
+            return ""
+        if self.default is None:
+            return "null"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        if dataclasses.is_dataclass(self.default):
+            return ""
+        if isinstance(self.default, typing.Mapping):
+            return "{" + ", ".join(f"{key}: {value}" for key, value in self.default.items()) + "}"
+        if isinstance(self.default, (tuple, list, frozenset, set)):
+            return "[" + ", ".join(map(str, self.default)) + "]"
+        return str(self.default)
+
+
+@cache
+def read_settings(cls: type) -> tuple[Setting, ...]:
+    """Return the fields of a dataclass, or of a pydantic model, in order."""
+    hints = typing.get_type_hints(cls)
+    comments = _read_comments(cls)
+    if dataclasses.is_dataclass(cls):
+        return tuple(
+            Setting(f.name, hints[f.name], *_default_of(f), help=comments.get(f.name, ""))
+            for f in dataclasses.fields(cls)
+            if f.init
+        )
+    return tuple(
+        Setting(
+            info.alias or name,
+            hints[name],
+            None if info.is_required() else info.get_default(call_default_factory=True),
+            info.is_required(),
+            comments.get(name, ""),
+        )
+        for name, info in getattr(cls, "model_fields").items()  # noqa: B009  (a plain type has no such attribute)
+    )
+
+
+def describe_kind(kind: object) -> str:
+    """Return a type as people read it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {typing.Union, types.UnionType}:
+        texts = [describe_kind(argument) for argument in arguments if argument is not type(None)]
+        return " or ".join([*texts, "null"] if type(None) in arguments else texts)
+    if origin is typing.Literal:
+        return " \\| ".join(str(argument) for argument in arguments)
+    if origin is typing.Annotated:
+        return describe_kind(arguments[0])
+    if origin is not None and issubclass(origin, typing.Mapping):
+        return f"mapping of {describe_kind(arguments[0])} to {describe_kind(arguments[1])}"
+    if origin is not None and arguments:
+        return f"list of {describe_kind(arguments[0])}"
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", object: "anything"}
+    return names.get(typing.cast(type, kind), getattr(kind, "__name__", str(kind)))
+
+
+def settings_class(kind: object) -> type | None:
+    """Return the dataclass or pydantic model inside a type such as `Top | None`, or None where there is none."""
+    for candidate in (kind, *typing.get_args(kind)):
+        if isinstance(candidate, type) and (dataclasses.is_dataclass(candidate) or hasattr(candidate, "model_fields")):
+            return candidate
+    return None
+
+
+def _default_of(field: "dataclasses.Field[object]") -> tuple[object, bool]:
+    if field.default is not dataclasses.MISSING:
+        return field.default, False
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory(), False
+    return None, True
+
+
+def _read_comments(cls: type) -> dict[str, str]:
+    """Return the comment at each field's line, or the comment lines right above it; parents' fields included."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base) or hasattr(base, "model_fields"):
+            found |= _read_own_comments(base)
+    return found
+
+
+def _read_own_comments(cls: type) -> dict[str, str]:
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # no source beside the byte code: flags work, without their help
+        return {}
+    lines = source.splitlines()
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    lines = [line[indent:] for line in lines]
+    try:
+        body = ast.parse("\n".join(lines)).body[0]
+    except SyntaxError:  # a text of several lines that starts left of the class
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = _comment_at(lines, node)
+    return found
+
+
+def _comment_at(lines: list[str], node: ast.AnnAssign) -> str:
+    last = (node.end_lineno or node.lineno) - 1
+    beside = _COMMENT.search(lines[last][(node.end_col_offset or 0) :])
+    if beside:
+        return _TAIL.sub("", beside.group(1))
+    above: list[str] = []
+    index = node.lineno - 2
+    while index >= 0 and lines[index].strip().startswith("#"):
+        above.insert(0, lines[index].strip().lstrip("# "))
+        index -= 1
+    # After a blank line it is the title of a group of fields, not the description of one.
+    return " ".join(above) if lines[index].strip() else ""
