@@ -6,11 +6,12 @@ stage that has nothing to do costs nothing.
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from schemas.errors import InputError, WinnowError
 
@@ -30,6 +31,14 @@ WORKER_ENVIRONMENT = {
 # A unit whose worker died is innocent more often than one that raised: a neighbour's memory, a reclaimed machine.
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
+# An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
+_HALF_CPU = 0.5
+# Units in flight per actor: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
+_MIN_STREAMS, _MAX_STREAMS = 2, 16
+# Items that a stream may be ahead of its consumer: bounds memory, whatever the size of a unit.
+_ITEMS_AHEAD = 2
+
+Consume = Callable[[Unit, Iterator[Item]], Result]
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,32 @@ class _Attempt(Generic[Unit]):
     num_lost: int = 0
 
 
+class _Lanes(Protocol):
+    """Where units run: plain tasks, or actors."""
+
+    def has_room(self, num_running: int) -> bool: ...
+
+    def submit(self, unit: Any) -> Any: ...
+
+    def release(self, reference: Any) -> None: ...
+
+    def cancel(self, references: Iterable[Any]) -> None: ...
+
+
 @dataclass
 class _Flight(Generic[Unit]):
     """The units that are running, by the reference of their result."""
 
-    submit: Callable[[Unit], Any]
+    lanes: _Lanes
     max_retries: int
     running: dict[Any, _Attempt[Unit]] = field(default_factory=dict)
 
     def start(self, attempt: _Attempt[Unit]) -> None:
-        self.running[self.submit(attempt.unit)] = attempt
+        self.running[self.lanes.submit(attempt.unit)] = attempt
+
+    def land(self, reference: Any) -> _Attempt[Unit]:
+        self.lanes.release(reference)
+        return self.running.pop(reference)
 
 
 class Executor:
@@ -111,16 +136,34 @@ class Executor:
         is running.
         """
 
-        def connect() -> Callable[[Unit], Any]:
-            import ray
-
+        def connect() -> _Lanes:
             self.start()
             self._require_cpus(cpus)
-            remote = ray.remote(num_cpus=cpus, max_retries=0)(_call)
-            shared = ray.put(function)  # serialised once, not once for every unit
-            return lambda unit: remote.remote(shared, unit)
+            return _TaskLanes(function, cpus, lambda: max_in_flight or self._num_slots(cpus))
 
-        return self._drain(connect, units, lambda: max_in_flight or self._num_slots(cpus), max_retries)
+        return self._drain(connect, units, max_retries)
+
+    def map_streams(
+        self,
+        produce: Callable[[Unit], Iterator[Item]],
+        load: Callable[[], Consume[Unit, Item, Result]],
+        units: Iterable[Unit],
+        *,
+        gpus: float = 1.0,
+        max_retries: int = 2,
+    ) -> Iterator[Outcome[Unit, Result]]:
+        """Yield the outcome of `consume(unit, produce(unit))` for every unit, `consume` being what `load` returned.
+
+        `load` runs once in each actor: one per GPU (or several, with `gpus` below 1) where the cluster has GPUs, else one per worker.
+        `produce` runs in ordinary tasks, a few items ahead of the actor that consumes them, for at least two units of each actor, so that
+        an actor does not wait at a unit's border. `consume` is called from several threads at once: lock what is not thread-safe.
+        """
+
+        def connect() -> _Lanes:
+            self.start()
+            return self._actor_lanes(produce, load, gpus)
+
+        return self._drain(connect, units, max_retries)
 
     def share_module(self, module: ModuleType) -> None:
         """Send the code of `module` along with whatever refers to it: for operators that are files of the user's, not installed."""
@@ -182,19 +225,32 @@ class Executor:
                 f"ask for fewer CPUs or add a larger node"
             )
 
+    def _actor_lanes(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any], gpus: float) -> "_Lanes":
+        import ray
+
+        self._require_cpus(2 * _HALF_CPU)
+        resources = ray.cluster_resources()
+        num_cpus, num_gpus = float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0))
+        if num_gpus:
+            if gpus > num_gpus:
+                raise InputError(
+                    f"an actor needs {gpus:g} GPUs and the Ray cluster has {num_gpus:g}; it would wait for ever"
+                )
+            num_actors = min(int(num_gpus / gpus), max(1, int(num_cpus)))
+            num_streams = min(max(int(num_cpus / num_actors), _MIN_STREAMS), _MAX_STREAMS)
+            return _ActorLanes(produce, load, num_actors, num_streams, gpus)
+        num_actors = min(self._num_slots(1.0), max(1, int(num_cpus)))
+        return _ActorLanes(produce, load, num_actors, _MIN_STREAMS, 0.0)
+
     def _drain(
-        self,
-        connect: Callable[[], Callable[[Unit], Any]],
-        units: Iterable[Unit],
-        limit: Callable[[], int],
-        max_retries: int,
+        self, connect: Callable[[], _Lanes], units: Iterable[Unit], max_retries: int
     ) -> Iterator[Outcome[Unit, Result]]:
         queue = iter(units)
         flight: _Flight[Unit] | None = None
         try:
             is_exhausted = False
             while True:
-                while not is_exhausted and (flight is None or len(flight.running) < limit()):
+                while not is_exhausted and (flight is None or flight.lanes.has_room(len(flight.running))):
                     try:
                         unit = next(queue)
                     except StopIteration:
@@ -206,9 +262,119 @@ class Executor:
                     return
                 yield from _collect(flight)
         finally:
-            # Reached by Ctrl-C and by a caller that stops early as well; nothing runs here after an ordinary end.
+            # Reached by Ctrl-C and by a caller that stops early as well; after an ordinary end nothing runs and actors are let go.
             if flight is not None:
-                _cancel(flight.running)
+                flight.lanes.cancel(flight.running)
+
+
+class _TaskLanes:
+    """Every unit is a Ray task of its own."""
+
+    def __init__(self, function: Callable[[Any], Any], cpus: float, limit: Callable[[], int]) -> None:
+        import ray
+
+        self._remote = ray.remote(num_cpus=cpus, max_retries=0)(_call)
+        self._function = ray.put(function)  # serialised once, not once for every unit
+        self._limit = limit
+
+    def has_room(self, num_running: int) -> bool:
+        return num_running < self._limit()
+
+    def submit(self, unit: Any) -> Any:
+        return self._remote.remote(self._function, unit)
+
+    def release(self, reference: Any) -> None:
+        pass
+
+    def cancel(self, references: Iterable[Any]) -> None:
+        import ray
+
+        for reference in references:
+            with suppress(ray.exceptions.RayError, ValueError, TypeError):
+                ray.cancel(reference, force=True)
+
+
+class _ActorLanes:
+    """Actors are made as units come, so that one unit does not load a model on every GPU; a unit goes to the least busy one."""
+
+    def __init__(
+        self,
+        produce: Callable[[Any], Iterator[Any]],
+        load: Callable[[], Any],
+        num_actors: int,
+        num_streams: int,
+        gpus: float,
+    ) -> None:
+        import ray
+
+        self._num_actors = num_actors
+        self._num_streams = num_streams
+        # Ray restarts an actor that died; the units it held come back as errors, and `_collect` submits them again.
+        self._make = ray.remote(
+            num_cpus=_HALF_CPU, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=num_streams
+        )(_StreamActor)
+        self._arguments = (ray.put(produce), ray.put(load))
+        self._actors: list[Any] = []
+        self._owner: dict[Any, int] = {}
+
+    def has_room(self, num_running: int) -> bool:
+        return num_running < self._num_actors * self._num_streams
+
+    def submit(self, unit: Any) -> Any:
+        loads = [0] * len(self._actors)
+        for actor in self._owner.values():
+            loads[actor] += 1
+        if len(self._actors) < self._num_actors and all(loads):
+            self._actors.append(self._make.remote(*self._arguments))
+            loads.append(0)
+        chosen = loads.index(min(loads))
+        reference = self._actors[chosen].run.remote(unit)
+        self._owner[reference] = chosen
+        return reference
+
+    def release(self, reference: Any) -> None:
+        del self._owner[reference]
+
+    def cancel(self, references: Iterable[Any]) -> None:  # noqa: ARG002  (ending the actors ends what they run)
+        import ray
+
+        # The streams belong to their actor and end with it.
+        for actor in self._actors:
+            with suppress(ray.exceptions.RayError, ValueError):
+                ray.kill(actor)
+
+
+class _StreamActor:
+    """Consumes the streams of several units at once, a thread each; what it loads is shared by them."""
+
+    def __init__(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any]) -> None:
+        self._produce = produce
+        self._load = load
+        self._lock = threading.Lock()
+        self._consume: Any = None
+
+    def run(self, unit: Any) -> Any:
+        import ray
+
+        stream = ray.remote(
+            num_cpus=_HALF_CPU,
+            max_retries=0,
+            num_returns="streaming",
+            _generator_backpressure_num_objects=_ITEMS_AHEAD,
+        )(_stream).remote(self._produce, unit)
+        # Loaded here and not at the actor's birth: an error in it is the unit's error, with its text, and the first stream runs meanwhile.
+        with self._lock:
+            self._consume = self._consume or self._load()
+        try:
+            return self._consume(unit, (ray.get(reference) for reference in stream))
+        except ray.exceptions.RayTaskError as error:
+            # What the stream raised is the unit's own error; without this the driver would see it wrapped twice.
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
+def _stream(produce: Callable[[Unit], Iterator[Item]], unit: Unit) -> Iterator[Item]:
+    for item in produce(unit):  # noqa: UP028  (Ray drives the generator with `send`, which an inner iterator may not have)
+        yield item
 
 
 def _call(function: Callable[[Unit], Result], unit: Unit) -> Result:
@@ -221,43 +387,45 @@ def _collect(flight: _Flight[Unit]) -> Iterator[Outcome[Unit, Any]]:
 
     done, _ = ray.wait(list(flight.running), num_returns=1, timeout=_WAIT_SECONDS)
     for reference in done:
-        attempt = flight.running.pop(reference)
+        attempt = flight.land(reference)
         try:
             result = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            attempt.num_raised += 1
-            if isinstance(cause, WinnowError) or attempt.num_raised > flight.max_retries:
-                logger.debug("unit failed unit=%s traceback=%s", attempt.unit, error)
-                yield Outcome(attempt.unit, None, f"{type(cause).__name__}: {cause}", cause)
-                continue
-            logger.warning("unit raised, trying again unit=%s error=%s: %s", attempt.unit, type(cause).__name__, cause)
         except ray.exceptions.RayError as error:
-            attempt.num_lost += 1
-            if attempt.num_lost > _MAX_LOST_WORKERS:
-                yield Outcome(attempt.unit, None, _explain_loss(error), error)
-                continue
-            logger.warning("worker lost, trying again unit=%s error=%s", attempt.unit, type(error).__name__)
+            failure = _judge(attempt, error, flight.max_retries)
+            if failure is None:
+                flight.start(attempt)
+            else:
+                yield failure
         else:
             yield Outcome(attempt.unit, result, None)
-            continue
-        flight.start(attempt)
+
+
+def _judge(attempt: _Attempt[Unit], error: Exception, max_retries: int) -> Outcome[Unit, Any] | None:
+    """Return the outcome of a unit that went wrong for good, or None where it is to be tried again."""
+    import ray
+
+    raised = isinstance(error, ray.exceptions.RayTaskError)
+    cause = error.cause if raised and isinstance(error.cause, Exception) else error
+    if not raised or (
+        isinstance(cause, ray.exceptions.RayError) and cause is not error
+    ):  # the worker, or one that fed it
+        attempt.num_lost += 1
+        if attempt.num_lost > _MAX_LOST_WORKERS:
+            return Outcome(attempt.unit, None, _explain_loss(cause), cause)
+        logger.warning("worker lost, trying again unit=%s error=%s", attempt.unit, type(cause).__name__)
+        return None
+    attempt.num_raised += 1
+    if isinstance(cause, WinnowError) or attempt.num_raised > max_retries:
+        logger.debug("unit failed unit=%s traceback=%s", attempt.unit, error)
+        return Outcome(attempt.unit, None, f"{type(cause).__name__}: {cause}", cause)
+    logger.warning("unit raised, trying again unit=%s error=%s: %s", attempt.unit, type(cause).__name__, cause)
+    return None
 
 
 def _explain_loss(error: Exception) -> str:
     """Return the first line of Ray's long explanation of a dead worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'the worker died'} ({_MAX_LOST_WORKERS + 1} workers died on this unit)"
-
-
-def _cancel(running: dict[Any, Any]) -> None:
-    import ray
-
-    if not ray.is_initialized():
-        return
-    for reference in running:
-        with suppress(ray.exceptions.RayError, ValueError, TypeError):
-            ray.cancel(reference, force=True)
 
 
 def _count_cpus() -> int:

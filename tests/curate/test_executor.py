@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -179,3 +179,86 @@ def test_ctrl_c_cancels_and_raises(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert output == "interrupted\n[1]\n"
+
+
+def count_up(unit: int) -> Iterator[int]:
+    yield from range(unit)
+
+
+def fail_in_stream(unit: int) -> Iterator[int]:
+    yield 1
+    raise ValueError(f"stream {unit} broke")
+
+
+def write_items(folder: Path, unit: int) -> Iterator[bytes]:
+    for index in range(unit):
+        (folder / str(index)).touch()
+        yield b"x" * 1000
+
+
+def die_in_stream(folder: Path, unit: int) -> Iterator[int]:
+    yield 1
+    if not (folder / f"stream{unit}").exists():
+        (folder / f"stream{unit}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield 2
+
+
+def load_sum() -> Callable[[int, Iterator[int]], int]:
+    return lambda unit, items: sum(items)
+
+
+def load_nothing() -> Callable[[int, Iterator[int]], int]:
+    raise InputError("no weights in this folder")
+
+
+def load_slow_reader(folder: Path) -> Callable[[int, Iterator[bytes]], int]:
+    def consume(unit: int, items: Iterator[bytes]) -> int:
+        next(items)
+        time.sleep(3)
+        ahead = len(list(folder.iterdir()))
+        return ahead + 0 * sum(len(item) for item in items)
+
+    return consume
+
+
+def load_suicide(folder: Path) -> Callable[[int, Iterator[int]], int]:
+    def consume(unit: int, items: Iterator[int]) -> int:
+        total = sum(items)
+        if not (folder / "actor").exists():
+            (folder / "actor").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return total
+
+    return consume
+
+
+def test_streams_are_consumed_whole(ray_session: Executor) -> None:
+    outcomes = list(ray_session.map_streams(count_up, load_sum, range(12)))
+    assert {outcome.unit: outcome.result for outcome in outcomes} == {n: n * (n - 1) // 2 for n in range(12)}
+
+
+def test_a_stream_that_raises_is_the_units_error(ray_session: Executor) -> None:
+    (outcome,) = ray_session.map_streams(fail_in_stream, load_sum, [3], max_retries=0)
+    assert outcome.error == "ValueError: stream 3 broke"
+
+
+def test_a_model_that_cannot_be_loaded_is_the_units_error(ray_session: Executor) -> None:
+    (outcome,) = ray_session.map_streams(count_up, load_nothing, [3])
+    assert isinstance(outcome.cause, InputError)
+    assert outcome.error == "InputError: no weights in this folder"
+
+
+def test_a_stream_waits_for_its_consumer(ray_session: Executor, tmp_path: Path) -> None:
+    (outcome,) = ray_session.map_streams(
+        functools.partial(write_items, tmp_path), functools.partial(load_slow_reader, tmp_path), [50]
+    )
+    assert outcome.result is not None
+    assert outcome.result <= 6
+
+
+def test_killed_streams_and_actors_are_replaced(ray_session: Executor, tmp_path: Path) -> None:
+    streams = ray_session.map_streams(functools.partial(die_in_stream, tmp_path), load_sum, range(4))
+    assert [outcome.result for outcome in streams] == [3] * 4
+    actors = ray_session.map_streams(count_up, functools.partial(load_suicide, tmp_path), range(6))
+    assert sorted(outcome.result or 0 for outcome in actors) == [0, 0, 1, 3, 6, 10]
