@@ -1,0 +1,269 @@
+"""The columns of a dataset that training reads, in files that every worker maps into memory instead of holding a copy.
+
+Made once per dataset and set of caption columns from the sidecar Parquets: `shard.npy`, `offset.npy`, `size.npy`, `weight.npy`,
+`uid.npy` (16 bytes a sample) and `captions.arrow` (one record batch per shard). The folder gets its name when it is whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.dataset import DatasetIndex, ShardEntry
+from schemas.errors import InputError, StaleDatasetError
+from train.captions import Caption
+
+logger = logging.getLogger(__name__)
+
+UID_BYTES = 16
+_FORMAT = 1  # part of the folder's name: raise it when the files change
+_NUMBERS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "weight": np.float64}
+_READ_AHEAD = 8
+
+
+class SampleTable:
+    """The mapped columns of one dataset; pickles as its folder's name, so that a worker maps the same pages."""
+
+    def __init__(self, folder: str, columns: Sequence[str]) -> None:
+        self.folder = folder
+        self.columns = tuple(columns)
+
+    def __reduce__(self) -> "tuple[type[SampleTable], tuple[str, tuple[str, ...]]]":
+        return type(self), (self.folder, self.columns)
+
+    @cached_property
+    def shard(self) -> npt.NDArray[np.int32]:
+        """The shard of each sample, as its position in the index."""
+        column: npt.NDArray[np.int32] = self._map("shard")
+        return column
+
+    @cached_property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """The first byte of each image in its tar."""
+        column: npt.NDArray[np.int64] = self._map("offset")
+        return column
+
+    @cached_property
+    def size(self) -> npt.NDArray[np.int64]:
+        """The length of each image in bytes."""
+        column: npt.NDArray[np.int64] = self._map("size")
+        return column
+
+    @cached_property
+    def weight(self) -> npt.NDArray[np.float64]:
+        """The weight of each sample as the build recorded it."""
+        column: npt.NDArray[np.float64] = self._map("weight")
+        return column
+
+    @cached_property
+    def uid(self) -> npt.NDArray[np.uint8]:
+        """The uid of each sample as 16 bytes, shape (num_samples, 16)."""
+        column: npt.NDArray[np.uint8] = self._map("uid")
+        return column
+
+    def uids(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Return uids as 32 hex characters."""
+        text = self.uid[indices].tobytes().hex()
+        return [text[start : start + 2 * UID_BYTES] for start in range(0, len(text), 2 * UID_BYTES)]
+
+    def captions(self, index: int) -> list[Caption]:
+        """Return the value of each caption column of one sample."""
+        shard = int(self.shard[index])
+        batch = self._batches.get(shard)
+        if batch is None:
+            batch = self._batches[shard] = self._captions.get_batch(shard)
+        row = index - int(self._starts[shard])
+        return [batch.column(column)[row].as_py() for column in range(len(self.columns))]
+
+    def _map(self, name: str) -> Any:
+        # Viewed as a plain array because a memmap's own indexing costs ten times as much.
+        return np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.asarray(np.load(Path(self.folder) / "start.npy"))
+
+    @cached_property
+    def _captions(self) -> "pa.ipc.RecordBatchFileReader":
+        return pa.ipc.open_file(pa.memory_map(str(Path(self.folder) / "captions.arrow")))
+
+    @cached_property
+    def _batches(self) -> dict[int, pa.RecordBatch]:
+        return {}
+
+
+def open_table(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], cache: str) -> SampleTable:
+    """Return the mapped columns of a dataset, making them in the folder `cache` where they are not there yet.
+
+    `locations` are the sidecars' paths or URLs, one per shard. Several processes may call this at once: one makes the files, the others
+    wait for it.
+    """
+    identity = json.dumps([_FORMAT, index.to_json(), list(columns)])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+    target = Path(cache) / key
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        with _locked(target.with_name(f".{key}.lock")):
+            if not target.exists():
+                _remove_abandoned(target)
+                _make(index, locations, columns, target)
+    return SampleTable(str(target), columns)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the system drops when its holder dies."""
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (
+            OSError
+        ) as error:  # some network file systems have none; then several processes may do the same work, safely
+            logger.warning("cannot lock path=%s error=%s", path, error)
+        yield
+
+
+def _remove_abandoned(target: Path) -> None:
+    for folder in target.parent.glob(f".{target.name}.*.staging"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], target: Path) -> None:
+    staging = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.staging")
+    staging.mkdir()
+    try:
+        _write(index, locations, columns, staging)
+        for path in staging.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        try:
+            staging.rename(target)
+        except OSError:
+            if not target.exists():  # another machine that shares the folder was faster
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], folder: Path) -> None:
+    total = index.num_samples
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(total,))
+        for name, dtype in _NUMBERS.items()
+    }
+    uids = np.lib.format.open_memmap(folder / "uid.npy", mode="w+", dtype=np.uint8, shape=(total, UID_BYTES))
+    starts = np.cumsum([0, *(entry.num_samples for entry in index.shards)])
+    np.save(folder / "start.npy", starts)
+    schema: pa.Schema | None = None
+    with pa.OSFile(str(folder / "captions.arrow"), "wb") as file:
+        writer = None
+        for shard, table in enumerate(_sidecars(index.shards, locations, columns)):
+            rows = slice(int(starts[shard]), int(starts[shard + 1]))
+            _fill(arrays, uids, rows, shard, table, locations[shard])
+            if writer is None or schema is None:
+                schema = table.select(list(columns)).schema
+                writer = pa.ipc.new_file(file, schema)
+            writer.write_batch(_one_batch(table, schema, locations[shard]))
+        if writer is not None:
+            writer.close()
+    for array in (*arrays.values(), uids):
+        array.flush()
+
+
+def _fill(
+    arrays: dict[str, np.memmap], uids: np.memmap, rows: slice, shard: int, table: pa.Table, location: str
+) -> None:
+    for name, column in (("offset", "image_offset"), ("size", "image_bytes"), ("weight", "weight")):
+        values = table.column(column)
+        if values.null_count:
+            raise StaleDatasetError(
+                f"{location} has {values.null_count} rows without {column}; build the dataset again"
+            )
+        arrays[name][rows] = values.to_numpy()
+    arrays["shard"][rows] = shard
+    uids[rows] = parse_uids(table.column("uid"), location)
+
+
+def parse_uids(column: pa.ChunkedArray, location: str) -> npt.NDArray[np.uint8]:
+    """Return uids as bytes, shape (n, 16); `location` names the file in errors."""
+    text = "".join(uid or "" for uid in column.to_pylist())
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if data.hex() != text or len(data) != len(column) * UID_BYTES:
+        raise StaleDatasetError(
+            f"{location} has uids that are not 32 lower-case hex characters; build the dataset again"
+        )
+    return np.frombuffer(data, dtype=np.uint8).reshape(len(column), UID_BYTES)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Return the table with one Arrow type for every way in which Parquet writers spell text and lists of text."""
+    for position, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or kind != field.type:
+            kind = pa.string()
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind = pa.list_(pa.string())
+        if kind != field.type:
+            table = table.set_column(position, field.name, table.column(position).cast(kind))
+    return table.replace_schema_metadata(None)
+
+
+def _one_batch(table: pa.Table, schema: pa.Schema, location: str) -> pa.RecordBatch:
+    captions = table.select(schema.names)
+    if captions.schema.types != schema.types:
+        raise StaleDatasetError(
+            f"{location} has captions of types {captions.schema.types}, the first shard {schema.types}; build the dataset again"
+        )
+    arrays = [column.combine_chunks() for column in captions.columns]
+    return pa.record_batch(
+        [array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array for array in arrays], schema=schema
+    )
+
+
+def _sidecars(shards: Sequence[ShardEntry], locations: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the sidecars in order, some read ahead."""
+    wanted = ["uid", "weight", "image_offset", "image_bytes", *columns]
+    with ThreadPoolExecutor(_READ_AHEAD) as readers:
+        ahead: deque[Future[pa.Table]] = deque()
+        for entry, location in zip(shards, locations, strict=True):
+            ahead.append(readers.submit(_read_sidecar, location, wanted, entry.num_samples))
+            if len(ahead) > _READ_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read_sidecar(location: str, columns: Sequence[str], num_rows: int) -> pa.Table:
+    try:
+        with fsspec.open(location, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in columns if name not in parquet.schema_arrow.names]
+            if missing:
+                raise InputError(f"{location} has no column {missing[0]!r}; build the dataset again with it")
+            table = _plain(parquet.read(columns=list(columns)))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise StaleDatasetError(f"{location} cannot be read ({error}); build the dataset again") from error
+    if table.num_rows != num_rows:
+        raise StaleDatasetError(
+            f"{location} has {table.num_rows} samples, the index says {num_rows}; build the dataset again"
+        )
+    return table

@@ -1,0 +1,193 @@
+"""Opens a dataset for training: its index, its samples' places and weights, its captions."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.dataset import INDEX_FILE, SIDECAR_COLUMNS, DatasetIndex
+from schemas.errors import InputError, StaleDatasetError
+from schemas.progress import Progress, SilentProgress
+from train.cache import UID_BYTES, SampleTable, open_table, parse_uids
+from train.captions import Mixture
+from train.reader import TarFile
+from train.sampler import Weights, check_weights
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A built dataset or a view, opened; workers share its columns through mapped files."""
+
+    index: DatasetIndex
+    root: str  # the folder of index.json: a local path or an fsspec URL
+    tars: tuple[TarFile, ...]
+    table: SampleTable
+    mixture: Mixture
+    weights: Weights  # relative expected draws per epoch
+    # Changes with everything that decides what training sees: the rows, the mixture, the weights.
+    fingerprint: str
+
+    @classmethod
+    def open(cls, path: str, *, cache: str = "", captions: Mapping[str, float] | None = None) -> "Dataset":
+        """Open the dataset in the folder `path`, or of the `index.json` at `path`; local, or any fsspec URL.
+
+        `cache` is a local folder for the mapped columns, about 50 bytes a sample and the captions' text, kept between runs and shared by
+        all processes that name it; without one, they go to the system's temporary folder. `captions` replaces the mixture the dataset was
+        built with.
+        """
+        root, location = _locate(path)
+        index = DatasetIndex.from_json(_read_index(location), path=location)
+        _check_counts(index, location)
+        sidecars = [_resolve(root, entry.parquet) for entry in index.shards]
+        mixture = Mixture.resolve(captions or index.captions, caption_columns(sidecars[0]))
+        folder = cache or str(Path(tempfile.gettempdir()) / "winnow-cache")
+        table = open_table(index, sidecars, mixture.columns, folder)
+        check_weights(table.weight)
+        identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
+        return cls(
+            index=index,
+            root=root,
+            tars=tuple(TarFile(_resolve(root, entry.tar), entry.tar_bytes) for entry in index.shards),
+            table=table,
+            mixture=mixture,
+            weights=table.weight,
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples, those of weight 0 included."""
+        return self.index.num_samples
+
+    @property
+    def uids(self) -> npt.NDArray[np.uint8]:
+        """The uids as 16 bytes each, shape (num_samples, 16); `table.uids(indices)` spells them."""
+        return self.table.uid
+
+    def with_weights(self, path: str) -> "Dataset":
+        """Return the dataset with the weights of a Parquet file (`uid`, `weight`): sampling anew needs no new tars.
+
+        The file must hold every uid of the dataset, and may hold more (a whole pool's). Weight 0 leaves a sample out.
+        """
+        with fsspec.open(path, "rb") as file:
+            names = pq.ParquetFile(file).schema_arrow.names
+            if not {"uid", "weight"} <= set(names):
+                raise InputError(f"{path} needs the columns uid and weight, it has {', '.join(names)}")
+            given = pq.ParquetFile(file).read(columns=["uid", "weight"])
+        weights = _join_weights(self.table.uid, given, path)
+        digest = hashlib.sha256(self.fingerprint.encode() + weights.tobytes()).hexdigest()
+        return replace(self, weights=weights, fingerprint=digest)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Compare the sha256 of every tar and sidecar with the index; raises `StaleDatasetError` at the first that differs."""
+        bar = progress or SilentProgress()
+        bar.start("verify", sum(entry.tar_bytes for entry in self.index.shards), "bytes")
+        try:
+            for entry in self.index.shards:
+                for name, expected in ((entry.parquet, entry.parquet_sha256), (entry.tar, entry.tar_sha256)):
+                    location = _resolve(self.root, name)
+                    found = _sha256(location)
+                    if found != expected:
+                        raise StaleDatasetError(
+                            f"{location} has sha256 {found}, the index says {expected}; build the dataset again"
+                        )
+                bar.advance(entry.tar_bytes)
+        finally:
+            bar.close()
+
+
+def caption_columns(sidecar: str) -> list[str]:
+    """Return the names of a sidecar's caption columns: those of text, or of lists of text, that no sidecar has by itself."""
+    fixed = {name for name, _ in SIDECAR_COLUMNS}
+    try:
+        with fsspec.open(sidecar, "rb") as file:
+            schema = pq.ParquetFile(file).schema_arrow
+    except FileNotFoundError as error:
+        raise StaleDatasetError(f"{sidecar} is missing; build the dataset again") from error
+    return [field.name for field in schema if field.name not in fixed and _is_text(field.type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _locate(path: str) -> tuple[str, str]:
+    """Return a dataset's folder and the location of its index."""
+    filesystem, bare = fsspec.core.url_to_fs(path)
+    if isinstance(filesystem, LocalFileSystem):
+        full = str(Path(bare).absolute())
+    else:
+        full = str(filesystem.unstrip_protocol(bare)).rstrip("/")
+    root = full.removesuffix(f"/{INDEX_FILE}") if full.endswith(f"/{INDEX_FILE}") else full
+    return root, f"{root}/{INDEX_FILE}"
+
+
+def _resolve(root: str, path: str) -> str:
+    return path if path.startswith("/") or "://" in path else f"{root}/{path}"
+
+
+def _read_index(location: str) -> str:
+    try:
+        with fsspec.open(location, "rb") as file:
+            content: bytes = file.read()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{location} does not exist; give the folder that `winnow build` printed, or its index.json"
+        ) from error
+    return content.decode()
+
+
+def _check_counts(index: DatasetIndex, location: str) -> None:
+    counted = sum(entry.num_samples for entry in index.shards)
+    if counted != index.num_samples:
+        raise StaleDatasetError(
+            f"{location} says {index.num_samples} samples, its shards add up to {counted}; build the dataset again"
+        )
+    if not index.num_samples:
+        raise InputError(f"{location} holds no samples; loosen the selection it was built from")
+
+
+def _join_weights(uids: npt.NDArray[np.uint8], given: pa.Table, path: str) -> Weights:
+    kind = pa.binary(UID_BYTES)
+    names = pa.Array.from_buffers(
+        kind, given.num_rows, [None, pa.py_buffer(parse_uids(given.column("uid"), path).tobytes())]
+    )
+    if pc.count_distinct(names).as_py() != given.num_rows:
+        raise InputError(f"{path} names some uid more than once; keep one weight per uid")
+    wanted = pa.Array.from_buffers(kind, len(uids), [None, pa.py_buffer(uids.tobytes())])
+    rows = pc.index_in(wanted, value_set=names)
+    if rows.null_count:
+        first = uids[int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))].tobytes().hex()
+        raise InputError(
+            f"{path} has no weight for {rows.null_count} of the dataset's {len(uids)} samples, {first} first; give 0 to leave a sample out"
+        )
+    column = given.column("weight")
+    if column.null_count:
+        raise InputError(f"{path} has {column.null_count} rows without a weight; give 0 to leave a sample out")
+    weights: Weights = column.to_numpy().astype(np.float64)[rows.to_numpy()]
+    check_weights(weights)
+    return weights
+
+
+def _sha256(location: str) -> str:
+    digest = hashlib.sha256()
+    with fsspec.open(location, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
