@@ -405,7 +405,8 @@ def _judge(attempt: _Attempt[Unit], error: Exception, max_retries: int) -> Outco
     import ray
 
     raised = isinstance(error, ray.exceptions.RayTaskError)
-    cause = error.cause if raised and isinstance(error.cause, Exception) else error
+    inner = getattr(error, "cause", None)
+    cause = inner if raised and isinstance(inner, Exception) else error
     if not raised or (
         isinstance(cause, ray.exceptions.RayError) and cause is not error
     ):  # the worker, or one that fed it
