@@ -82,7 +82,7 @@ class TrainConfig:
     # How long, and how large a step.
     epochs: float = 32.0
     samples_seen: int = 0  # in place of `epochs`: stop after so many samples (rounded up to whole steps)
-    epoch_samples: int = 0  # draws per epoch; 0: as many as the dataset has samples
+    epoch_samples: int = 0  # draws per epoch; 0: as many as the dataset has samples of positive weight
     batch_size: int = 256  # samples per step over all processes: the pool of negatives
     grad_accumulation: int = (
         1  # parts a process splits its share of the batch into; the gradient is that of the whole batch
@@ -98,15 +98,17 @@ class TrainConfig:
     grad_clip: float = 0.0  # largest gradient norm; 0: off
 
     # Data.
-    replacement: bool = (
-        False  # draw with replacement by weight; without: each sample floor(rate) or floor(rate) + 1 times
-    )
+    captions: Mapping[str, float] = field(
+        default_factory=dict
+    )  # caption column -> probability; empty: as the dataset was built
+    weights: str = ""  # a Parquet file (uid, weight) in place of the dataset's own weights
+    replacement: bool = True  # draw each sample as often as its weight says; False: never twice in an epoch
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image's area a random crop keeps
     seed: int = 0
 
     # Machine.
     precision: Precision = "auto"  # bf16 autocast where the GPU has it, otherwise fp32
-    num_workers: int = 0  # loader workers per process; 0: chosen from the CPUs
+    num_workers: int = 2  # loader processes per training process; 0: decode in the training process
     num_threads: int = 0  # torch threads per process; 0: the CPUs shared among the processes of this host
 
     # Output, in steps.
@@ -131,10 +133,11 @@ class TrainConfig:
         """Return the shape of the model: the named one with `model_options` applied."""
         return _with_options(MODELS[self.model], self.model_options)
 
-    def num_steps(self, epoch_samples: int) -> int:
-        """Return the steps of the whole run; `epoch_samples` is the number of draws per epoch."""
-        wanted = self.samples_seen or round(self.epochs * epoch_samples)
-        return max(1, -(-wanted // self.batch_size))
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return the steps of the whole run."""
+        if self.samples_seen:
+            return -(-self.samples_seen // self.batch_size)
+        return max(1, round(self.epochs * steps_per_epoch))
 
     def num_warmup_steps(self, num_steps: int) -> int:
         """Return the length of the warm-up in a run of `num_steps`."""

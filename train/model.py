@@ -6,6 +6,7 @@ ours. Any CLIP, SigLIP or dual-encoder folder or hub id can be loaded here too, 
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ class ImageTextModel(nn.Module):
         # A causal text tower never looks at what follows the end mark; SigLIP was trained without a mask on full-length padding.
         self._is_causal = text_config.model_type == "clip_text_model"
         self._is_padded = text_config.model_type.startswith("siglip")
+        # A fast tokenizer is not safe to share between threads, and training tokenizes one batch ahead in another.
+        self._tokenizer_lock = threading.Lock()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
 
@@ -103,7 +106,8 @@ class ImageTextModel(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and attention mask (n, length) of texts; safe to call from a thread beside the training."""
-        return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
+        with self._tokenizer_lock:
+            return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
 
     def clamp_logit_scale(self) -> None:
         """Keep the logit scale in [0, ln 100], as CLIP does after every step."""

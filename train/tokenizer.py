@@ -3,7 +3,7 @@
 The result is a `CLIPTokenizer`, so any `AutoTokenizer.from_pretrained(checkpoint)` reads it, in this release of transformers and others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from schemas.errors import InputError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from train.index import Dataset
 
 # End is not id 2: CLIPTextModel takes the highest id of a text as its end where a config says eos_token_id 2.
 BEGIN, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -53,6 +55,15 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     tokens += [left + right for left, right in learned]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return _clip_tokenizer(vocab, learned, context_length)
+
+
+def sample_captions(dataset: "Dataset", limit: int = 1_000_000) -> Iterator[str]:
+    """Yield the texts of at most `limit` samples, evenly spaced over the dataset, of every caption column in use."""
+    stride = -(-dataset.num_samples // limit)
+    for index in range(0, dataset.num_samples, stride):
+        for caption in dataset.table.captions(index):
+            texts = [caption] if isinstance(caption, str) else caption or ()
+            yield from (text for text in texts if text)
 
 
 def load_tokenizer(folder_or_id: str, revision: str = "") -> "PreTrainedTokenizerBase":

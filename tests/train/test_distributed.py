@@ -1,0 +1,91 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.processes import run_processes
+from train.distributed import World, join_world, num_threads
+from train.loss import Objective, Outputs
+
+BATCH, WIDTH = 8, 6
+
+
+def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(BATCH, WIDTH, generator=generator), dim=1) for _ in range(2)
+    )
+    return images, texts, torch.tensor(12.0)
+
+
+def loss_and_gradients(world: World, local_loss: bool) -> dict[str, torch.Tensor]:
+    """Return the loss and its gradients as one process sees them: its rows' times the processes, since DDP averages."""
+    images, texts, scale = whole_batch()
+    rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
+    leaves = [value.clone().requires_grad_() for value in (images[rows], texts[rows], scale)]
+    outputs = Outputs(image_features=leaves[0], text_features=leaves[1], logit_scale=leaves[2], world=world)
+    loss, _ = Objective({"info_nce": {"weight": 1.0, "local_loss": local_loss}})(outputs)
+    loss.backward()
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    return {
+        "loss": world.mean(loss),
+        "images": gradients[0] / world.size,
+        "texts": gradients[1] / world.size,
+        "scale": world.mean(gradients[2]),
+    }
+
+
+def gather_both(world: World) -> dict[str, torch.Tensor]:
+    local = {f"local.{name}": value for name, value in loss_and_gradients(world, True).items()}
+    return local | {f"global.{name}": value for name, value in loss_and_gradients(world, False).items()}
+
+
+def exchange(world: World) -> dict[str, torch.Tensor]:
+    world.wait()
+    with join_world() as joined:
+        described = torch.tensor([joined.rank, joined.size, joined.local_size, int(joined.is_main)])
+    return {
+        "mean": world.mean(torch.tensor(float(world.rank))),
+        "any": torch.tensor([world.any(world.rank == 1), world.any(False)]),
+        "described": described,
+        "still_joined": torch.tensor(torch.distributed.is_initialized()),
+    }
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_value_and_gradients_are_those_of_one_process(size: int, tmp_path: Path) -> None:
+    expected = loss_and_gradients(World(), True)
+    found = run_processes(size, tmp_path, gather_both)
+    for kind in ("local", "global"):
+        for name in ("loss", "scale"):
+            for one in found:
+                torch.testing.assert_close(one[f"{kind}.{name}"], expected[name], rtol=1e-5, atol=1e-6)
+        for name in ("images", "texts"):
+            rows = torch.cat([one[f"{kind}.{name}"] for one in found])
+            torch.testing.assert_close(rows, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_processes_agree(tmp_path: Path) -> None:
+    found = run_processes(2, tmp_path, exchange)
+    for rank, one in enumerate(found):
+        assert one["mean"].item() == 0.5
+        assert one["any"].tolist() == [True, False]
+        assert one["described"].tolist() == [rank, 2, 2, rank == 0]
+        assert one["still_joined"]  # whoever joined leaves, not the trainer
+
+
+def test_one_process_needs_no_group() -> None:
+    with join_world() as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        world.wait()
+        assert world.any(True)
+        assert world.mean(torch.tensor(2.0)).item() == 2.0
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_of_a_host_share_its_cpus() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    assert num_threads(World(), 0) == cpus
+    assert num_threads(World(size=64, local_size=64), 0) == max(1, cpus // 64)
+    assert num_threads(World(), 3) == 3

@@ -1,0 +1,118 @@
+"""The processes of one run: who they are, which device each has, and the few things they exchange.
+
+One process unless `torchrun` or Ray Train started several; nothing else in `train/` asks how many there are.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1  # processes on this host
+    device: torch.device = CPU
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def gather(self, features: torch.Tensor) -> torch.Tensor:
+        """Return every process's rows in rank order, with gradients: each process gets the sum of what all ranks' losses sent it."""
+        if self.size == 1:
+            return features
+        gathered: torch.Tensor = _Gather.apply(features, self)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a detached value over the processes."""
+        if self.size == 1:
+            return value.detach()
+        total = value.detach().clone()
+        distributed.all_reduce(total)
+        return total / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is set on any process; all must ask at the same step."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(raised)
+        return bool(raised.item() > 0)
+
+    def wait(self) -> None:
+        """Return when every process has arrived."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, world: World) -> torch.Tensor:
+        ctx.world = world
+        parts = [torch.empty_like(features) for _ in range(world.size)]
+        distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        world: World = ctx.world
+        total = gradients[0].contiguous()
+        distributed.all_reduce(total)
+        return total.chunk(world.size)[world.rank], None
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Join the processes that `torchrun` started (and leave them at the end), or those Ray Train has joined already."""
+    created = False
+    if not distributed.is_initialized() and distributed.is_torchelastic_launched():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(distributed.get_node_local_rank())
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        created = True
+    try:
+        yield _describe()
+    finally:
+        if created:
+            distributed.destroy_process_group()
+
+
+def num_threads(world: World, wanted: int) -> int:
+    """Return the torch threads of one process: `wanted`, or its share of the CPUs this process may use."""
+    return wanted or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+
+
+def _describe() -> World:
+    device = torch.device("cuda", _local_rank()) if torch.cuda.is_available() else CPU
+    if not distributed.is_initialized():
+        return World(device=device)
+    return World(
+        rank=distributed.get_rank(), size=distributed.get_world_size(), local_size=_count_local(), device=device
+    )
+
+
+def _local_rank() -> int:
+    if not distributed.is_initialized():
+        return torch.cuda.current_device()
+    return distributed.get_node_local_rank(fallback_rank=torch.cuda.current_device())
+
+
+def _count_local() -> int:
+    import socket
+
+    hosts: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(hosts, socket.gethostname())
+    return hosts.count(socket.gethostname())

@@ -1,0 +1,342 @@
+"""Trains an image-text model on a dataset: one loop, read from top to bottom.
+
+A run is a folder. The same call on it goes on where it stopped, exactly: batch, learning rate and dropout are functions of the step, so
+a checkpoint holds weights and moments and nothing else.
+"""
+
+import fcntl
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from schemas.errors import InputError, WinnowError
+from schemas.progress import Progress, SilentProgress
+from train import checkpoint as checkpoints
+from train.checkpoint import TrainState
+from train.config import TrainConfig, first_difference
+from train.distributed import World, join_world, num_threads
+from train.gradients import Inputs, compute_gradients
+from train.index import Dataset
+from train.loader import Batch, Loader, LoaderConfig
+from train.loss import Objective
+from train.metrics import MetricsLog, SilentLog
+from train.model import ImageTextModel, build_model, load_model, load_weights
+from train.optim import (
+    clip_gradients,
+    learning_rate,
+    load_training_tensors,
+    make_optimizer,
+    set_learning_rate,
+    training_tensors,
+)
+from train.signals import StopSignal
+from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a finished run left."""
+
+    run: Path
+    checkpoint: Path  # the last one, a folder that transformers loads
+    step: int
+    samples_seen: int
+    was_finished: bool  # nothing was left to do
+    rank: int  # of this process; print on rank 0 only
+
+
+class TrainingStopped(WinnowError):
+    """A signal ended the run after it saved a checkpoint; the same command goes on from there."""
+
+
+def train(dataset: str, out: str, config: TrainConfig, *, progress: Progress | None = None) -> TrainReport:
+    """Train on the dataset folder `dataset` into the local run folder `out`, or go on there; returns when the last step is saved.
+
+    Under `torchrun` or Ray Train every process calls this alike. Raises `TrainingStopped` after SIGTERM or SIGINT.
+    """
+    with join_world() as world, torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        run = Path(out)
+        if world.is_main:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(run))
+        return _train(dataset, run, config, world, (progress if world.is_main else None) or SilentProgress())
+
+
+def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress: Progress) -> TrainReport:
+    # ---- Data ---------------------------------------------------------------------------------------------------------
+    torch.set_num_threads(num_threads(world, config.num_threads))
+    data = _open_dataset(dataset, config, world)
+    last = _find_last(run, data, config)
+
+    # ---- Model and optimizer ------------------------------------------------------------------------------------------
+    tokenizer_folder = _prepare_tokenizer(run, data, config, world)
+    model = _make_model(config, tokenizer_folder).to(world.device).train()
+    objective = Objective(config.losses).to(world.device)
+    trained = nn.ModuleDict({"model": model, "objective": objective})
+    optimizer = make_optimizer(trained, config)
+    loader = Loader(data, _loader_config(config, model, world.device), rank=world.rank, world_size=world.size)
+    num_steps = config.num_steps(loader.steps_per_epoch)
+
+    # ---- Where the run stands -----------------------------------------------------------------------------------------
+    step = 0
+    if last is not None:
+        step = checkpoints.load_state(last).step
+        load_weights(model, last)
+        load_training_tensors(optimizer, trained, checkpoints.load_optimizer_state(last))
+    if last is not None and step >= num_steps:
+        logger.info("training is finished run=%s step=%d", run, step)
+        _remove_old(run, config, num_steps, world)
+        return _report(run, last, step, config, world, was_finished=True)
+    if world.is_main:
+        recipe = {"name": run.name, "train": config.to_dict()}
+        checkpoints.write_file(run / RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False).encode())
+    if config.warmup_steps > config.num_warmup_steps(num_steps):
+        logger.info("warm-up shortened to %d of %d steps", config.num_warmup_steps(num_steps), num_steps)
+    logger.info(
+        "training model=%s dataset=%s samples=%d steps=%d from_step=%d processes=%d device=%s threads=%d",
+        *(config.init or config.model, data.index.name, data.num_samples, num_steps, step, world.size, world.device),
+        torch.get_num_threads(),
+    )
+    towers = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+    autocast = _autocast(config, world)
+
+    def save() -> None:
+        state = TrainState(
+            step=step,
+            samples_seen=step * config.batch_size,
+            dataset=data.index.name,
+            dataset_fingerprint=data.fingerprint,
+            config=config.to_dict(),
+        )
+        checkpoints.save_checkpoint(run, state, model, training_tensors(optimizer, trained), tokenizer_folder)
+
+    # ---- The loop -----------------------------------------------------------------------------------------------------
+    with ExitStack() as stack:
+        log: MetricsLog | SilentLog = MetricsLog(run, step=step) if world.is_main else SilentLog()
+        stack.enter_context(log)
+        stop = stack.enter_context(StopSignal())
+        stack.enter_context(loader)
+        stack.callback(progress.close)
+        progress.start("train", (num_steps - step) * config.batch_size, "samples")
+        batches = stack.enter_context(closing(_prefetch(loader.batches(step), model, world.device)))
+        clock, clock_step = time.monotonic(), step
+        for inputs in batches:
+            # Update
+            rate = learning_rate(step, num_steps, config)
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad(set_to_none=True)
+            loss, terms = compute_gradients(
+                *(towers, objective, inputs),
+                world=world,
+                autocast=autocast,
+                num_parts=config.grad_accumulation,
+                seed=(config.seed, step, world.rank),
+            )
+            gradient_norm = clip_gradients(trained, config.grad_clip)
+            optimizer.step()
+            model.clamp_logit_scale()
+            step += 1
+
+            # Record
+            is_logged = step == 1 or step % config.log_every == 0 or step == num_steps
+            if is_logged:
+                metrics = {
+                    "step": step,
+                    "epoch": step / loader.steps_per_epoch,
+                    "samples_seen": step * config.batch_size,
+                    "loss": loss.item(),
+                    **{name: term.item() for name, term in terms.items()},
+                    "logit_scale": model.logit_scale.exp().item(),
+                    "lr": rate,
+                    "grad_norm": gradient_norm.item(),
+                }
+                seconds, clock = time.monotonic() - clock, time.monotonic()
+                speed = (step - clock_step) * config.batch_size / seconds
+                clock_step = step
+                log.write(metrics, {"step": step, "seconds": seconds, "samples_per_second": speed})
+                _check_finite(metrics)
+            fields = {"loss": f"{metrics['loss']:.3f}", "lr": f"{rate:.1e}"}
+            progress.advance(config.batch_size, **fields)
+
+            # Save
+            # Asking the other processes waits for the device, so a GPU run asks only where it waits anyway.
+            is_stopping = (is_logged or world.device.type == "cpu") and world.any(bool(stop.name))
+            if step % config.save_every == 0 or step == num_steps or is_stopping:
+                if world.is_main:
+                    log.sync()
+                    save()
+                    _remove_old(run, config, num_steps, world)
+                world.wait()
+            if step == num_steps:
+                break
+            if is_stopping:
+                raise TrainingStopped(
+                    f"stopped by {stop.name or 'a signal to another process'} after step {step} of {num_steps}; "
+                    f"{run} is saved, the same command goes on from there"
+                )
+
+    # ---- The end ------------------------------------------------------------------------------------------------------
+    logger.info("training is done run=%s step=%d", run, step)
+    return _report(run, checkpoints.find_checkpoint(run), step, config, world, was_finished=False)
+
+
+def _open_dataset(dataset: str, config: TrainConfig, world: World) -> Dataset:
+    share = world.size * config.grad_accumulation
+    if config.batch_size % share:
+        raise InputError(
+            f"batch_size {config.batch_size} does not divide into {world.size} processes x {config.grad_accumulation} parts; "
+            f"use a multiple of {share}"
+        )
+    data = Dataset.open(dataset, captions=config.captions or None)
+    return data.with_weights(config.weights) if config.weights else data
+
+
+def _find_last(run: Path, data: Dataset, config: TrainConfig) -> Path | None:
+    """Return the newest checkpoint, or None; refuses one that another configuration or dataset made."""
+    found = checkpoints.list_checkpoints(run)
+    if not found:
+        return None
+    state = checkpoints.load_state(found[max(found)])
+    difference = first_difference(state.config, config)
+    if not difference and state.dataset_fingerprint != data.fingerprint:
+        difference = (
+            f"dataset was {state.dataset!r} with fingerprint {state.dataset_fingerprint[:12]} "
+            f"and is now {data.index.name!r} with {data.fingerprint[:12]}"
+        )
+    if difference:
+        raise InputError(f"{run} holds another run: {difference}; give a new --out folder, or the former settings")
+    return found[max(found)]
+
+
+def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: World) -> Path:
+    """Return the run's tokenizer folder, made by the first process where it is not there yet."""
+    folder = run / TOKENIZER_FOLDER
+    if world.is_main and not folder.exists():
+        shape = config.model_config()
+        if config.tokenizer or config.init:
+            tokenizer = load_tokenizer(
+                config.tokenizer or config.init, config.tokenizer_revision if config.tokenizer else config.init_revision
+            )
+        else:
+            tokenizer = train_tokenizer(sample_captions(data), shape.vocab_size, shape.context_length)
+        staging = run / f".{TOKENIZER_FOLDER}.staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        tokenizer.save_pretrained(staging)
+        checkpoints.publish_folder(staging, folder)
+    world.wait()
+    return folder
+
+
+def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
+    if config.init:
+        return load_model(config.init, revision=config.init_revision)
+    return build_model(config.model_config(), load_tokenizer(str(tokenizer_folder)), seed=config.seed)
+
+
+def _loader_config(config: TrainConfig, model: ImageTextModel, device: torch.device) -> LoaderConfig:
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        image_size=model.image_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        replacement=config.replacement,
+        epoch_samples=config.epoch_samples,
+        crop_scale=config.crop_scale,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _autocast(config: TrainConfig, world: World) -> Callable[[], AbstractContextManager[object]]:
+    """Return what the towers run under: bf16 where asked, or where "auto" finds a GPU that computes it.
+
+    On a CPU "auto" means fp32: without matrix units for bf16 it is half as fast there.
+    """
+    kind = world.device.type
+    wanted = config.precision == "bf16" or (
+        config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    return (lambda: torch.autocast(kind, torch.bfloat16)) if wanted else nullcontext
+
+
+def _prefetch(batches: Iterator[Batch], model: ImageTextModel, device: torch.device) -> Generator[Inputs, None, None]:
+    """Yield inputs on the device, one batch ahead: waiting for images and tokenizing hide behind the step before."""
+
+    def fetch() -> Inputs:
+        batch = next(batches)
+        input_ids, mask = model.tokenize(batch.texts)
+        return (
+            batch.images.to(device, non_blocking=True),
+            input_ids.to(device, non_blocking=True),
+            mask.to(device, non_blocking=True),
+        )
+
+    with ThreadPoolExecutor(1, "winnow-prefetch") as pool:
+        ahead = pool.submit(fetch)
+        try:
+            while True:
+                inputs = ahead.result()
+                ahead = pool.submit(fetch)
+                yield inputs
+        finally:
+            wait([ahead])  # whoever closes this closes the loader next
+
+
+def _check_finite(metrics: Mapping[str, float]) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise InputError(
+            f"the loss became {metrics['loss']} by step {metrics['step']}; lower lr, lengthen warmup_steps or set grad_clip, "
+            "and start in a new folder"
+        )
+
+
+def _remove_old(run: Path, config: TrainConfig, num_steps: int, world: World) -> None:
+    if world.is_main:
+        checkpoints.remove_old_checkpoints(
+            run,
+            keep_last=config.keep_last,
+            keep_every=config.keep_every,
+            save_every=config.save_every,
+            last_step=num_steps,
+        )
+
+
+def _report(run: Path, last: Path, step: int, config: TrainConfig, world: World, *, was_finished: bool) -> TrainReport:
+    return TrainReport(
+        run=run,
+        checkpoint=last,
+        step=step,
+        samples_seen=step * config.batch_size,
+        was_finished=was_finished,
+        rank=world.rank,
+    )
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Hold the run for this process; the system drops the lock when the process dies."""
+    with (run / ".lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{run} is being trained by another process; wait for it, or give another folder"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("cannot lock run=%s error=%s", run, error)
+        yield
