@@ -13,10 +13,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 SAMPLES = "samples"
 POOL = "pool"
 # Views that leave the uid out, so that joined tables do not have it several times.
+_RANGE_ROWS = 400_000
 _JOINED_SCHEMA = "joined"
 _ARROW_SCHEMA_KEY = b"ARROW:schema"
 
@@ -133,7 +135,7 @@ class Catalog:
 
     def pool_relation(self, reads: Mapping[str, str]) -> "DuckDBPyRelation":
         """Return shard, row, uid and `reads` (new name -> sample column or "label.column") for every row, in pool order."""
-        sources = {name: self._resolve(source) for name, source in reads.items()}
+        sources = {name: self.resolve(source) for name, source in reads.items()}
         labels = [label for label in self.labels if any(source[0] == label for source in sources.values())]
         self.require_complete(labels)
         columns = [f"{SAMPLES}.{name}" for name in ("shard", "row", UID_COLUMN)]
@@ -153,10 +155,12 @@ class Catalog:
         """Return the labels that the references name, or own a column that they name bare, in the pool's order."""
         used = set()
         own = {name.lower() for name in self.sample_columns}
+        tables = {SAMPLES, *(label.lower() for label in self.labels)}
         for each in references:
             everything = each.has_star and POOL in each.tables
             named = {part for names in each.columns for part in names[:-1]}
-            bare = {names[-1] for names in each.columns} - own
+            # Under an alias of `pool` or of a subquery the owner is not told by the name.
+            bare = {part for names in each.columns if names[0] not in tables for part in names} - own
             for label, columns in self.label_columns.items():
                 if everything or label.lower() in named or not bare.isdisjoint(name.lower() for name in columns):
                     used.add(label)
@@ -201,15 +205,67 @@ class Catalog:
             raise InputError(f"{expression!r} is not one SQL expression")
         return find_references(tree)
 
+    def resolve(self, source: str) -> tuple[str, str]:
+        """Return (table, column) of "label.column" or of a bare name that one table has."""
+        label, dot, column = source.partition(".")
+        if not dot:
+            owners = [label for label, columns in self.label_columns.items() if source in columns]
+            if source in self.sample_columns:
+                return SAMPLES, source
+            if len(owners) == 1:
+                return owners[0], source
+        elif label == SAMPLES and column in self.sample_columns:
+            return SAMPLES, column
+        elif column in self.label_columns.get(label, ()):
+            return label, column
+        raise MissingColumnsError(f"no column {source!r} in this pool{self.suggest(source)}")
+
+    def column_type(self, table: str, column: str) -> str:
+        """Return DuckDB's name of a column's type: "VARCHAR", "VARCHAR[]", "FLOAT"."""
+        with self.translate():
+            source = self.source([] if table == SAMPLES else [table], 0, 1)
+            relation = self.connection.sql(f"SELECT {_quote(table)}.{_quote(column)} FROM {source}")
+        return str(relation.types[0])
+
+    def expand(self, expression: str) -> str:
+        """Return an expression with `pool` inside its subqueries spelled out as the join it means."""
+        tree = self._parse(f"SELECT ({expression}\n)")
+        assert tree is not None, "the expression has been parsed before"
+        references = find_references(tree)
+        self._create_views([label for label in self.labels if label.lower() in references.tables])
+        if POOL not in references.tables:
+            return expression
+        used = self.used_labels([references])
+        self._create_views(used)
+        return self._expand_pool(tree, used).removeprefix("SELECT ")
+
+    def tabulate(self, table: str, columns: Sequence[str], labels: Sequence[str]) -> None:
+        """Fill a temporary table with SQL `columns` of every row, in pool order; ranges of shards are evaluated side by side."""
+        ranges = list(self._ranges())
+        parts = [f"SELECT {', '.join(columns)} FROM {self.source(labels, first, last)}" for first, last in ranges]
+        with self.translate():
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {_quote(table)} AS {' UNION ALL '.join(parts)}")
+
+    @contextmanager
+    def translate(self, place: str = "") -> Iterator[None]:
+        """Turn DuckDB's errors into `InputError`, its message led by `place`."""
+        import duckdb
+
+        try:
+            yield
+        except duckdb.Error as error:
+            raise InputError(f"{place}: {self.explain(error)}" if place else self.explain(error)) from error
+
     def explain(self, error: Exception) -> str:
         """Return DuckDB's message in a line, with the nearest right name where one was wrong."""
         text = str(error).split("\n\nLINE ")[0].strip()
         lines = [line for line in text.splitlines() if not line.startswith(("Candidate", "LINE "))]
         text = re.sub(r"^\w+ Error: ", "", " ".join(line.strip() for line in lines))
         text = re.split(r"\s*Candidate (?:bindings|tables|functions)|\s*Did you mean", text)[0]
-        wrong = re.search(
-            r"(?:Referenced (?:column|table)|Table with name|does not have a column named) \"?([\w.]+)", text
-        )
+        member = re.search(r'(?:Values list|Table) "(\w+)" does not have a column named "(\w+)"', text)
+        if member:
+            return f"{member[1]} has no column {member[2]!r}{self.suggest(f'{member[1]}.{member[2]}')}"
+        wrong = re.search(r"(?:Referenced (?:column|table)|Table with name) \"?([\w.]+)", text)
         hint = self.suggest(wrong[1]) if wrong else ""
         ambiguous = re.search(r"Ambiguous reference to (?:column|table) name:? \"(\w+)\"", text)
         if ambiguous:
@@ -233,18 +289,22 @@ class Catalog:
         )
 
     def _bind(self, query: str) -> "DuckDBPyRelation":
-        import duckdb
-
-        try:
+        with self.translate():
             relation = self.connection.sql(query)
-        except duckdb.Error as error:
-            self._raise(error)
         if relation is None:
             raise InputError(f"{query!r} returns no rows; give one SELECT statement")
         return relation
 
-    def _raise(self, error: Exception) -> NoReturn:
-        raise InputError(self.explain(error)) from error
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield ranges of shards of about `_RANGE_ROWS` rows: DuckDB runs the parts of a union on all its threads, a positional join on one."""
+        first = rows = 0
+        for position, header in enumerate(self.shards):
+            rows += header.num_rows
+            if rows >= _RANGE_ROWS:
+                yield first, position + 1
+                first, rows = position + 1, 0
+        if first < len(self.shards):
+            yield first, len(self.shards)
 
     def _parse(self, query: str) -> Tree | None:
         """Return the syntax tree of a SELECT, or None for another kind of statement."""
@@ -285,20 +345,6 @@ class Catalog:
         self.connection.execute(
             f"CREATE OR REPLACE VIEW {POOL} AS SELECT {', '.join(columns)} FROM {self.source(self.label_columns)}"
         )
-
-    def _resolve(self, source: str) -> tuple[str, str]:
-        label, dot, column = source.partition(".")
-        if not dot:
-            owners = [label for label, columns in self.label_columns.items() if source in columns]
-            if source in self.sample_columns:
-                return SAMPLES, source
-            if len(owners) == 1:
-                return owners[0], source
-        elif label == SAMPLES and column in self.sample_columns:
-            return SAMPLES, column
-        elif column in self.label_columns.get(label, ()):
-            return label, column
-        raise MissingColumnsError(f"no column {source!r} in this pool{self.suggest(source)}")
 
     def _samples_query(self, first: int, last: int, connection: "DuckDBPyConnection") -> str:
         shards = [header.shard for header in self.shards[first:last]]

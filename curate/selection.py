@@ -1,0 +1,139 @@
+"""A selection as a value: named rules, cuts, a sampling weight and a caption mixture, all over the columns of a pool."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from schemas.errors import InputError
+from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, PER_GROUP_RULE, TOP_RULE
+
+# A rule is a bit of a 64-bit mask; the download and three cuts take four.
+MAX_RULES = 60
+ELEMENTS = "[*]"  # `rewrite[*]`: every text of a list column
+_RESERVED = (DOWNLOADED_RULE, TOP_RULE, PER_GROUP_RULE, LIMIT_RULE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top:
+    """The best share of the rows that passed every rule (DataComp, arXiv 2304.14108).
+
+    With the N scores in descending order the threshold is the one at index int(N * fraction), counted from 0; rows at or above it stay,
+    so ties at the threshold stay together. A null score fails.
+
+    Top(by="b32.clip_score", fraction=0.3)
+    """
+
+    by: str  # SQL of the score, higher is better
+    fraction: float  # share of the rows to keep, above 0 and at most 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"top fraction is {self.fraction}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerGroup:
+    """At most so many rows of each group; rows whose group is null count as one group.
+
+    PerGroup(by="near_dedup.near_dedup_group", num_samples=1, order="b32.clip_score")
+    PerGroup(by="regexp_extract(url, '//([^/]+)', 1)", num_samples=1000)
+    """
+
+    by: str  # SQL of the group
+    num_samples: int  # rows kept of each group
+    order: str | None = None  # SQL of the score whose highest rows stay; null: drawn at random by seed
+    descending: bool = True  # false: the lowest stay
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise InputError(f"per_group num_samples is {self.num_samples}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """At most so many rows in all; equal scores are told apart by uid.
+
+    Limit(num_samples=1_000_000)                          # drawn at random by seed
+    Limit(num_samples=1_000_000, by="b32.clip_score")     # the highest
+    """
+
+    num_samples: int  # rows kept in all
+    by: str | None = None  # SQL of the score whose highest rows stay; null: drawn at random by seed
+    descending: bool = True  # false: the lowest stay
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise InputError(f"limit num_samples is {self.num_samples}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which rows of a pool to train on, how often, and with which texts.
+
+    Selection(
+        name="clip30",
+        rules={"small": "least(original_width, original_height) >= 200", "words": "caption_num_words > 2"},
+        top=Top(by="b32.clip_score", fraction=0.3),
+        weight="exp(4 * b32.clip_score)",
+        captions={"alt_text": 0.5, "recap.recaption": 0.5},
+    )
+    """
+
+    name: str = "selection"  # names the folder
+    rules: Mapping[str, str] = field(default_factory=dict)  # reason: SQL that is true for rows to keep, in order
+    top: Top | None = None  # the best share of what passed the rules
+    per_group: PerGroup | None = None  # then a cap per group
+    limit: Limit | None = None  # then a cap in all
+    weight: str = "1.0"  # SQL of the relative number of draws per epoch, 0 or more
+    captions: Mapping[str, float] = field(default_factory=lambda: {"alt_text": 1.0})  # text column: probability
+    seed: int = 0  # of the random choice in per_group and limit
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"selection name {self.name!r} must be letters, digits, '_', '-' or '.', at most 80 of them: it names a folder"
+            )
+        if len(self.rules) > MAX_RULES:
+            raise InputError(f"{len(self.rules)} rules are too many; join some with AND to have at most {MAX_RULES}")
+        for reason, predicate in self.rules.items():
+            if reason in _RESERVED or not reason.strip():
+                raise InputError(f"rule {reason!r} needs another name; {', '.join(_RESERVED)} are taken")
+            if not predicate.strip():
+                raise InputError(f"rule {reason!r} is empty; give a SQL condition that is true for rows to keep")
+        if not self.captions or not all(0 <= share < math.inf for share in self.captions.values()):
+            raise InputError(f"caption probabilities must be 0 or more, got {dict(self.captions)}")
+        if sum(self.captions.values()) <= 0:
+            raise InputError(f"caption probabilities add up to 0, got {dict(self.captions)}; give one a share")
+
+    def mixture(self) -> dict[str, float]:
+        """Return the caption columns with probabilities that add up to 1."""
+        total = sum(self.captions.values())
+        return {name: share / total for name, share in self.captions.items()}
+
+    def expressions(self) -> dict[str, str]:
+        """Return every SQL expression by what an error should call it."""
+        found = {f"rule {reason!r}": predicate for reason, predicate in self.rules.items()}
+        if self.top:
+            found["top by"] = self.top.by
+        if self.per_group:
+            found["per_group by"] = self.per_group.by
+            if self.per_group.order:
+                found["per_group order"] = self.per_group.order
+        if self.limit and self.limit.by:
+            found["limit by"] = self.limit.by
+        return {**found, "weight": self.weight}
+
+    def settings(self) -> dict[str, object]:
+        """Return the settings as JSON values; rules as a list, for their order counts."""
+        return {
+            "name": self.name,
+            "rules": [[reason, predicate] for reason, predicate in self.rules.items()],
+            "top": asdict(self.top) if self.top else None,
+            "per_group": asdict(self.per_group) if self.per_group else None,
+            "limit": asdict(self.limit) if self.limit else None,
+            "weight": self.weight,
+            "captions": [[name, share] for name, share in self.mixture().items()],
+            "seed": self.seed,
+        }
