@@ -23,7 +23,7 @@ from schemas.progress import Progress, SilentProgress
 from schemas.sample import STATUS_SUCCESS, shard_name
 from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, PER_GROUP_RULE, SELECTION_FILE, TOP_RULE
 
-__all__ = ["FunnelRow", "Limit", "PerGroup", "SelectReport", "Selection", "Top", "select"]
+__all__ = ["FunnelRow", "Limit", "PerGroup", "SelectReport", "Selection", "Top", "find_selection", "select"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ def select(
         catalog.require_complete(labels)
         captions = _check_captions(catalog, selection)
         identity = _identity(catalog, selection, labels)
-        fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-        folder = f"selections/{selection.name}-{fingerprint[:12]}"
+        fingerprint, folder = _name_folder(selection, identity)
         pool.remove_abandoned(folder)
         if pool.exists(f"{folder}/{SELECTION_FILE}"):
             return _read_report(pool, folder)
@@ -103,6 +102,21 @@ def select(
     if not report.num_kept:
         logger.warning("selection keeps no rows name=%s rows=%d", selection.name, report.num_rows)
     return report
+
+
+def find_selection(pool: Pool, selection: Selection) -> SelectReport | None:
+    """Return what `select` would return at once because it is current, or None where it would have to evaluate; writes nothing."""
+    with Catalog(pool, sandboxed=True) as catalog:
+        labels = _find_labels(catalog, selection)
+        catalog.require_complete(labels)
+        _, folder = _name_folder(selection, _identity(catalog, selection, labels))
+        return _read_report(pool, folder) if pool.exists(f"{folder}/{SELECTION_FILE}") else None
+
+
+def _name_folder(selection: Selection, identity: Mapping[str, object]) -> tuple[str, str]:
+    """Return the fingerprint of a selection and its folder in the pool."""
+    fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    return fingerprint, f"selections/{selection.name}-{fingerprint[:12]}"
 
 
 def _find_labels(catalog: Catalog, selection: Selection) -> list[str]:

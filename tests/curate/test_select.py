@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.select import Limit, PerGroup, Selection, SelectReport, Top, select
+from curate.select import Limit, PerGroup, Selection, SelectReport, Top, find_selection, select
 from curate.store import Pool
 from schemas.errors import InputError, MissingColumnsError
 from schemas.selection import LEDGER_SCHEMA, SELECTED_SCHEMA
@@ -369,3 +369,12 @@ def test_many_shards_stay_in_pool_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert [s * 12 + r + 1 for s, r in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True)] == table[
         "weight"
     ].to_pylist()
+
+
+def test_find_selection_looks_and_writes_nothing(pool: Pool) -> None:
+    selection = Selection(name="looked-for", rules={"score": "b32.clip_score > 0.05"})
+    folders = pool.list_names("selections")
+    assert find_selection(pool, selection) is None
+    assert pool.list_names("selections") == folders
+    report = select(pool, selection)
+    assert find_selection(pool, selection) == replace(report, was_current=True)
