@@ -201,6 +201,10 @@ def _check_numbers(config: TrainConfig) -> None:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"{name} must be in [0, 1), got {getattr(config, name)}")
+    if bool(config.eval_every) != bool(config.eval_data):
+        raise InputError(
+            f"eval_data and eval_every belong together, got {list(config.eval_data)} and {config.eval_every}"
+        )
     if config.precision not in {"auto", "fp32", "bf16"}:
         raise InputError(f"precision must be auto, fp32 or bf16, got {config.precision!r}")
     low, high = config.crop_scale

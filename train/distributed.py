@@ -4,13 +4,16 @@ One process unless `torchrun` or Ray Train started several; nothing else in `tra
 """
 
 import os
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
 
@@ -81,7 +84,7 @@ def join_world() -> Iterator[World]:
     if not distributed.is_initialized() and distributed.is_torchelastic_launched():
         if torch.cuda.is_available():
             torch.cuda.set_device(distributed.get_node_local_rank())
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        _join_torchrun()
         created = True
     try:
         yield _describe()
@@ -93,6 +96,32 @@ def join_world() -> Iterator[World]:
 def num_threads(world: World, wanted: int) -> int:
     """Return the torch threads of one process: `wanted`, or its share of the CPUs this process may use."""
     return wanted or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+
+
+def _join_torchrun() -> None:
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.elastic.utils.api import get_env_variable_or_raise
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps one store for all its restarts: without a prefix of its own, a restarted group meets the addresses of dead processes.
+    attempt = get_env_variable_or_raise("TORCHELASTIC_RESTART_COUNT")
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore(f"attempt_{attempt}", store),
+        rank=rank,
+        world_size=size,
+    )
+
+
+def wrap_towers(model: nn.Module, world: World) -> nn.Module:
+    """Return the model with gradients averaged over the processes, or the model itself where there is one process."""
+    if world.size == 1:
+        return model
+    with warnings.catch_warnings():
+        # The new name of the argument does not exist in older releases of torch.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def _describe() -> World:
@@ -111,8 +140,6 @@ def _local_rank() -> int:
 
 
 def _count_local() -> int:
-    import socket
-
     hosts: list[str | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(hosts, socket.gethostname())
     return hosts.count(socket.gethostname())

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 import yaml
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from schemas.errors import InputError, WinnowError
 from schemas.progress import Progress, SilentProgress
 from train import checkpoint as checkpoints
 from train.checkpoint import TrainState
 from train.config import TrainConfig, first_difference
-from train.distributed import World, join_world, num_threads
+from train.distributed import World, join_world, num_threads, wrap_towers
+from train.evaluate import evaluate_model
 from train.gradients import Inputs, compute_gradients
 from train.index import Dataset
 from train.loader import Batch, Loader, LoaderConfig
@@ -113,7 +113,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         *(config.init or config.model, data.index.name, data.num_samples, num_steps, step, world.size, world.device),
         torch.get_num_threads(),
     )
-    towers = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+    towers = wrap_towers(model, world)
     autocast = _autocast(config, world)
 
     def save() -> None:
@@ -154,7 +154,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             step += 1
 
             # Record
-            is_logged = step == 1 or step % config.log_every == 0 or step == num_steps
+            is_evaluated = bool(config.eval_every) and (step % config.eval_every == 0 or step == num_steps)
+            is_logged = step == 1 or step % config.log_every == 0 or step == num_steps or is_evaluated
             if is_logged:
                 metrics = {
                     "step": step,
@@ -165,14 +166,14 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                     "logit_scale": model.logit_scale.exp().item(),
                     "lr": rate,
                     "grad_norm": gradient_norm.item(),
+                    **(_evaluate(model, config) if is_evaluated and world.is_main else {}),
                 }
                 seconds, clock = time.monotonic() - clock, time.monotonic()
                 speed = (step - clock_step) * config.batch_size / seconds
                 clock_step = step
                 log.write(metrics, {"step": step, "seconds": seconds, "samples_per_second": speed})
                 _check_finite(metrics)
-            fields = {"loss": f"{metrics['loss']:.3f}", "lr": f"{rate:.1e}"}
-            progress.advance(config.batch_size, **fields)
+            progress.advance(config.batch_size, loss=f"{metrics['loss']:.3f}", lr=f"{rate:.1e}")
 
             # Save
             # Asking the other processes waits for the device, so a GPU run asks only where it waits anyway.
@@ -295,6 +296,13 @@ def _prefetch(batches: Iterator[Batch], model: ImageTextModel, device: torch.dev
                 yield inputs
         finally:
             wait([ahead])  # whoever closes this closes the loader next
+
+
+def _evaluate(model: ImageTextModel, config: TrainConfig) -> dict[str, float]:
+    model.eval()
+    results = evaluate_model(model, config.eval_data, num_workers=config.num_workers)
+    model.train()
+    return {f"{name}/{metric}": value for name, metrics in results.items() for metric, value in metrics.items()}
 
 
 def _check_finite(metrics: Mapping[str, float]) -> None:

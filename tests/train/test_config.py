@@ -46,6 +46,7 @@ def test_options_change_the_named_model() -> None:
         ({"precision": "fp8"}, "precision must be auto, fp32 or bf16, got 'fp8'"),
         ({"crop_scale": (0.9, 1.1)}, "crop_scale must be two shares 0 < low <= high <= 1, got (0.9, 1.1)"),
         ({"losses": {}}, "losses is empty"),
+        ({"eval_every": 5}, "eval_data and eval_every belong together"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:

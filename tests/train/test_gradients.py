@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.train.processes import run_processes
 from tests.train.test_loss import TwoTerms
 from train.config import ModelConfig
-from train.distributed import World
+from train.distributed import World, wrap_towers
 from train.gradients import Inputs, _seed_dropout, compute_gradients
 from train.loss import Objective, Outputs
 from train.model import ImageTextModel, build_model
@@ -48,7 +47,7 @@ def gradients(
     rows = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
     images, input_ids, mask = batch(model)
     inputs = (images[rows], input_ids[rows], mask[rows])
-    towers: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+    towers = wrap_towers(model, world)
     for _ in range(2):  # the second time shows that nothing is left over
         model.zero_grad()
         objective.zero_grad()

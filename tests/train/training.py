@@ -45,13 +45,37 @@ TINY = {
     "num_threads": 1,
 }
 
+# `die` names the moment at which the process kills itself, once: a number of samples, or the checkpoint it is about to publish.
 _SCRIPT = """
-import json, logging, sys
-logging.basicConfig(level="INFO")
+import json, logging, os, signal, sys
+from pathlib import Path
+from schemas.progress import SilentProgress
+from train import checkpoint
 from train.config import TrainConfig
 from train.trainer import train
-dataset, out, settings = sys.argv[1:]
-train(dataset, out, TrainConfig(**json.loads(settings)))
+
+dataset, out, settings, die = sys.argv[1:]
+logging.basicConfig(level="INFO")
+
+def die_once(moment):
+    marker = Path(out + ".died")
+    if moment == die and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Progress(SilentProgress):
+    done = 0
+    def advance(self, amount, **fields):
+        self.done += amount
+        die_once(str(self.done))
+
+publish = checkpoint.publish_folder
+def publish_or_die(staging, target):
+    die_once(target.name)
+    publish(staging, target)
+
+checkpoint.publish_folder = publish_or_die
+train(dataset, out, TrainConfig(**json.loads(settings)), progress=Progress())
 """
 
 
@@ -86,19 +110,25 @@ def write_scenes(folder: Path, copies: int = 2) -> Path:
     return write_dataset(folder, samples)
 
 
-def start_training(
-    dataset: Path, out: Path, settings: Mapping[str, object], *, launcher: Sequence[str] = ()
-) -> "subprocess.Popen[str]":
-    """Start training in a process of its own (`launcher`: arguments that come before the script, such as torchrun's)."""
+def run_training(
+    dataset: Path, out: Path, settings: Mapping[str, object], *, die: str = "", launcher: Sequence[str] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """Train in a process of its own.
+
+    `die`: the moment at which it kills itself, "160" (samples) or "step_00000010" (before that checkpoint gets its name).
+    `launcher`: arguments that come before the script, such as torchrun's.
+    """
     script = out.parent / "train_script.py"
     script.write_text(_SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), str(dataset), str(out), json.dumps(settings)],
-        env=environment,
+    out.with_name(f"{out.name}.died").unlink(missing_ok=True)
+    return subprocess.run(
+        [sys.executable, *launcher, str(script), str(dataset), str(out), json.dumps(settings), die],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=250,
+        check=False,
     )
 
 
