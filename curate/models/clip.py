@@ -1,0 +1,214 @@
+"""Two-tower models as `transformers` stores them: CLIP, SigLIP, dual encoders, and what `winnow train` writes.
+
+Features are unit vectors. On a GPU the towers run in bfloat16, on a CPU in float32; each text or picture is computed as if alone, up to
+rounding, because padding that a tower would look at is never added or left out.
+"""
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.fingerprint import model_identity
+from curate.models.preprocess import ImageSettings, load_settings
+from curate.operator import Resources, ShardOperator
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Embeddings are stored in half precision, as clip-retrieval and DataComp do; their length depends on the model.
+EMBEDDING_TYPE = pa.list_(pa.float16())
+# Small enough for a large model's activations on a small GPU, large enough to fill a big one with a small model.
+BATCH_SIZE = 64
+_MODELS_KEPT = 4
+_load_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerOperator(ShardOperator):
+    """One tower of a model: `model` is a folder or a hub id, the latter with the 40 hex characters of a commit as `revision`."""
+
+    model: str
+    revision: str = ""
+
+    resources = Resources(model=True, batch_size=BATCH_SIZE)
+
+    def __post_init__(self) -> None:
+        # Workers may run in another folder.
+        if Path(self.model).is_dir():
+            object.__setattr__(self, "model", str(Path(self.model).absolute()))
+
+    def identity(self) -> dict[str, dict[str, str]]:
+        """Return the weights' digest or the pinned commit: where a model lies does not matter."""
+        return {"model": model_identity(self.model, self.revision)}
+
+
+class TwoTowerModel:
+    """A loaded model; `encode_images` and `encode_ids` return float32 arrays of unit rows."""
+
+    def __init__(self, network: Any, settings: ImageSettings, device: "torch.device") -> None:
+        import torch
+
+        self._network = network
+        self._device = device
+        self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
+        self._scale = settings.scale
+        self._text = text_layout(network.config)
+
+    def encode_images(self, batch: np.ndarray) -> np.ndarray:
+        """Return features of pictures (rows, height, width, 3) in bytes, as `prepare_images` makes them."""
+        import torch
+
+        with torch.inference_mode():
+            # Copied because the bytes may lie in read-only memory at any address; see `load_model`.
+            images = torch.from_numpy(batch.copy()).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            values = (images.float() * self._scale - self._mean) / self._std
+            return _unit(self._network.get_image_features(pixel_values=values.contiguous().to(self._dtype)))
+
+    def encode_ids(self, ids: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
+        """Return features of texts, as token ids without padding (SigLIP's excepted, which is padded by its tokenizer)."""
+        import torch
+
+        longest = max(len(row) for row in ids)
+        padded = torch.full((len(ids), longest), pad_id, dtype=torch.long)
+        mask = torch.zeros((len(ids), longest), dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        # A causal tower never looks at what follows the end mark; SigLIP was trained to see its padding.
+        inputs = {"attention_mask": mask.to(self._device)} if self._text.is_masked else {}
+        with torch.inference_mode():
+            return _unit(self._network.get_text_features(input_ids=padded.to(self._device), **inputs))
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """How a text tower wants its tokens: at most `length`; padded to it or not; told by a mask which are padding, or not."""
+
+    length: int
+    is_padded: bool
+    is_masked: bool
+
+
+def text_layout(config: Any) -> TextLayout:
+    """Return the layout of a model's text tower from its configuration."""
+    text = config.text_config
+    is_padded = text.model_type.startswith("siglip")
+    is_causal = text.model_type == "clip_text_model"
+    return TextLayout(int(text.max_position_embeddings), is_padded, not (is_padded or is_causal))
+
+
+def load_model(model: str, revision: str = "") -> TwoTowerModel:
+    """Load a model onto this process's GPU, or the CPU; operators that ask for the same one share it."""
+    with _load_lock:  # a cache does not keep two threads from loading the same weights at once
+        return _load_model(model, revision)
+
+
+@functools.lru_cache(maxsize=_MODELS_KEPT)
+def _load_model(model: str, revision: str) -> TwoTowerModel:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    with _quiet_transformers():
+        network = _from_pretrained(model, revision)
+    # Loaded tensors are views into the file at any address, and matrix products on a CPU give other last bits at other alignments.
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    network = network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    return TwoTowerModel(network, load_settings(model, revision), device)
+
+
+@functools.lru_cache(maxsize=_MODELS_KEPT)
+def load_tokenize(model: str, revision: str = "") -> "Tokenize":
+    """Return the function from texts to token ids of a model, without its weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    pinned = {"revision": revision} if revision else {}
+    with _quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
+            layout = text_layout(AutoConfig.from_pretrained(model, **pinned))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{model} has no text tower and tokenizer that transformers can load: {error}") from error
+    return Tokenize(tokenizer, layout)
+
+
+class Tokenize:
+    """Texts to token ids, cut to the tower's length, unpadded where the tower allows it."""
+
+    def __init__(self, tokenizer: Any, layout: TextLayout) -> None:
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        padding = "max_length" if self._layout.is_padded else False
+        encoded = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=self._layout.length)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def to_half(features: np.ndarray) -> pa.Array:
+    """Return features as an Arrow column of half-precision lists."""
+    rows, width = features.shape
+    flat = pa.array(features.astype(np.float16).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), flat, type=EMBEDDING_TYPE)
+
+
+def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of embeddings without nulls as a float32 matrix."""
+    rows = column.combine_chunks()
+    if len(rows) == 0:
+        return np.zeros((0, 0), dtype=np.float32)
+    values = rows.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return values.reshape(len(rows), -1)
+
+
+def _from_pretrained(model: str, revision: str) -> Any:
+    import torch
+    from transformers import AutoModel
+
+    pinned = {"revision": revision} if revision else {}
+    try:
+        network = AutoModel.from_pretrained(model, dtype=torch.float32, **pinned)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model} holds no model that transformers can load: {error}") from error
+    if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
+        raise InputError(f"{model} holds a {type(network).__name__}, which is no image-text model with two towers")
+    if network.config.model_type == "siglip2":
+        raise InputError(
+            f"{model} takes pictures of any shape (NaFlex), which is not supported; use a fixed-size SigLIP"
+        )
+    return network
+
+
+def _unit(output: Any) -> np.ndarray:
+    from torch.nn import functional
+
+    # transformers 5 returns the projected feature inside an output object, 4 as a tensor.
+    feature = output if hasattr(output, "shape") else output.pooler_output
+    return np.asarray(functional.normalize(feature.float(), dim=-1).cpu().numpy())
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or load reports from a worker."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
