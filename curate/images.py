@@ -97,7 +97,7 @@ def plan_size(height: int, width: int, size: int, mode: ResizeMode, *, only_if_b
     """Return (height, width) of the picture after scaling and before cropping or padding, rounded as img2dataset rounds."""
     if mode == "no":
         return height, width
-    side = min(height, width) if mode in ("keep_ratio", "center_crop") else max(height, width)
+    side = _fixed_side(height, width, mode)
     if side == size or (only_if_bigger and side < size):
         return height, width
     scale = size / side
@@ -110,18 +110,19 @@ def resize(
     mode: ResizeMode,
     *,
     only_if_bigger: bool = False,
-    planned: tuple[int, int] | None = None,
+    original: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Resize as img2dataset's mode of that name does: the same size, crop and white border to the pixel.
 
-    `planned` is the scaled size where it follows from the original and `rgb` is a reduced decode of it (see `plan_size`).
+    `original` is the picture's full (height, width) where `rgb` is a reduced decode of it.
     """
-    height, width = planned or plan_size(rgb.shape[0], rgb.shape[1], size, mode, only_if_bigger=only_if_bigger)
+    full_height, full_width = original or rgb.shape[:2]
+    height, width = plan_size(full_height, full_width, size, mode, only_if_bigger=only_if_bigger)
     if height * width > max_pixels:
         raise ImageError(f"image area too large: {mode} gives more than {max_pixels} pixels")
     scaled = resize_to(rgb, height, width)
-    if only_if_bigger and (min(height, width) if mode == "center_crop" else max(height, width)) < size:
+    if only_if_bigger and _fixed_side(full_height, full_width, mode) <= size:
         return scaled
     if mode == "center_crop":
         top, left = (height - size) // 2, (width - size) // 2
@@ -189,6 +190,10 @@ def pixels(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray | None]:
     """Return the pictures of a column of IMAGE_TYPE as read-only views of its memory; null is None."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return [picture for chunk in chunks for picture in _chunk_pixels(chunk)]
+
+
+def _fixed_side(height: int, width: int, mode: ResizeMode) -> int:
+    return min(height, width) if mode in ("keep_ratio", "center_crop") else max(height, width)
 
 
 def _chunk_pixels(chunk: pa.Array) -> list[np.ndarray | None]:

@@ -1,0 +1,198 @@
+"""One shard from rows to files: every URL fetched at once, fairly, each image decoded as it arrives.
+
+This is what a worker runs. It depends on nothing but its arguments, so it may be killed and run again.
+"""
+
+import asyncio
+import functools
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from curate.fetch.addresses import parse_url
+from curate.fetch.client import Client, Memory
+from curate.fetch.config import DownloadConfig
+from curate.fetch.errors import DEADLINE, OPTED_OUT, FetchError, PermanentError
+from curate.fetch.transform import Transformed, failed_download, transform
+from curate.fetch.writer import ShardCounts, Spool, write_shard
+from curate.store import Pool
+from schemas.sample import STATUS_SUCCESS, shard_name
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FOLDER = "ingest/progress"
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What a worker is told: which rows of which pool, and how."""
+
+    pool: Pool
+    shard: int
+    rows_path: str
+    shard_size: int
+    has_captions: bool
+    config: DownloadConfig
+    connections_per_host: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A row's result and the origins that were asked for it; the image itself is in the spool."""
+
+    result: Transformed
+    origins: frozenset[str] = frozenset()
+
+
+Report = Callable[[Transformed], None]
+
+
+def fetch_shard(task: ShardTask) -> ShardCounts:
+    """Fetch and commit one shard."""
+    start_time = time.time()
+    task.pool.remove_abandoned("shards")
+    rows = task.pool.read_table(task.rows_path)
+    spool = Spool()
+    reporter = ProgressReporter(task.pool, task.shard)
+    try:
+        results = fetch_rows(rows, range(len(rows)), task.config, task.connections_per_host, spool, reporter.report)
+        return write_shard(
+            task.pool,
+            task.shard,
+            rows,
+            [results[row] for row in range(len(rows))],
+            spool.get,
+            shard_size=task.shard_size,
+            suffix=task.config.encode_format,
+            has_captions=task.has_captions,
+            start_time=start_time,
+        )
+    finally:
+        spool.close()
+        reporter.close()
+
+
+def fetch_rows(
+    rows: pa.Table,
+    wanted: Sequence[int],
+    config: DownloadConfig,
+    connections_per_host: int,
+    spool: Spool,
+    report: Report,
+) -> dict[int, Transformed]:
+    """Fetch some rows of a shard; images of successes go to `spool`."""
+    if config.fetcher == "img2dataset":
+        from curate.fetch.foreign import fetch_rows_with_img2dataset
+
+        return fetch_rows_with_img2dataset(rows, wanted, config, spool, report)
+    with ThreadPoolExecutor(max_workers=config.decode_threads, thread_name_prefix="decode") as threads:
+        return asyncio.run(_fetch_all(rows, wanted, config, connections_per_host, spool, threads, report))
+
+
+async def _fetch_all(
+    rows: pa.Table,
+    wanted: Sequence[int],
+    config: DownloadConfig,
+    connections_per_host: int,
+    spool: Spool,
+    threads: ThreadPoolExecutor,
+    report: Report,
+) -> dict[int, Transformed]:
+    urls, uids = rows["url"].to_pylist(), rows["uid"].to_pylist()
+    hashes = rows["sha256"].to_pylist()
+    fetched: dict[int, Fetched] = {}
+    async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
+
+        async def fetch_row(row: int) -> None:
+            async def consume(data: bytes) -> Transformed:
+                loop = asyncio.get_running_loop()
+                result = await loop.run_in_executor(threads, transform, data, hashes[row], config)
+                if result.status == STATUS_SUCCESS:
+                    spool.put(row, result.image)
+                return replace(result, image=b"")
+
+            trail: set[str] = set()
+            try:
+                result = await client.fetch(urls[row], uids[row], consume, trail)
+            except FetchError as error:
+                result = failed_download(str(error))
+            fetched[row] = Fetched(result, frozenset(trail))
+            report(result)
+
+        queues = _queue_by_host(urls, wanted)
+        workers = [
+            asyncio.create_task(_drain(queue, fetch_row))
+            for queue in queues
+            for _ in range(min(len(queue), connections_per_host))
+        ]
+        _, unfinished = await asyncio.wait(workers, timeout=config.shard_seconds) if workers else (set(), set())
+        for worker in unfinished:
+            worker.cancel()
+        done = await asyncio.gather(*workers, return_exceptions=True)
+        for outcome in done:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+                raise outcome
+        opted_out = client.opted_out
+    for row in wanted:
+        if row not in fetched:
+            fetched[row] = Fetched(failed_download(DEADLINE))
+            report(fetched[row].result)
+    return {row: _respect_opt_out(fetched[row], opted_out) for row in wanted}
+
+
+def _respect_opt_out(fetched: Fetched, opted_out: set[str]) -> Transformed:
+    # A host says no for all of its images, those included that arrived before the answer that said so: the rows must not depend on
+    # which answer came first.
+    return failed_download(OPTED_OUT) if opted_out.intersection(fetched.origins) else fetched.result
+
+
+async def _drain(queue: list[int], fetch_row: Callable[[int], Awaitable[None]]) -> None:
+    while queue:
+        await fetch_row(queue.pop())
+
+
+def _queue_by_host(urls: Sequence[str], wanted: Sequence[int]) -> list[list[int]]:
+    """Return the rows of each host, last first, so that `pop` takes them in order."""
+    queues: dict[str, list[int]] = {}
+    for row in reversed(wanted):
+        try:
+            origin = parse_url(urls[row]).origin
+        except PermanentError:
+            origin = ""
+        queues.setdefault(origin, []).append(row)
+    return list(queues.values())[::-1]
+
+
+@functools.cache
+def process_memory() -> Memory:
+    """Return what this process remembers of hosts."""
+    return Memory()
+
+
+class ProgressReporter:
+    """Tells the driver of a local pool how far a shard is, through a file that is rewritten once a second."""
+
+    def __init__(self, pool: Pool, shard: int) -> None:
+        self._pool = pool
+        self._path = f"{PROGRESS_FOLDER}/{shard_name(shard)}.json"
+        self._messages: Counter[str] = Counter()
+        self._written = time.monotonic()
+
+    def report(self, result: Transformed) -> None:
+        """Count a finished row."""
+        self._messages[result.error_message or STATUS_SUCCESS] += 1
+        if self._pool.is_local and time.monotonic() - self._written > _REPORT_SECONDS:
+            self._written = time.monotonic()
+            self._pool.commit_bytes(self._path, json.dumps(self._messages).encode())
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._pool.is_local:
+            self._pool.remove(self._path)
