@@ -6,9 +6,10 @@ stage that has nothing to do costs nothing.
 
 import logging
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,9 +32,10 @@ WORKER_ENVIRONMENT = {
 # A unit whose worker died is innocent more often than one that raised: a neighbour's memory, a reclaimed machine.
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
+_POLL_SECONDS = 0.1
 # An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
 _HALF_CPU = 0.5
-# Units in flight per actor: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
+# Units in flight per GPU: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
 _MIN_STREAMS, _MAX_STREAMS = 2, 16
 # Items that a stream may be ahead of its consumer: bounds memory, whatever the size of a unit.
 _ITEMS_AHEAD = 2
@@ -154,9 +156,11 @@ class Executor:
     ) -> Iterator[Outcome[Unit, Result]]:
         """Yield the outcome of `consume(unit, produce(unit))` for every unit, `consume` being what `load` returned.
 
-        `load` runs once in each actor: one per GPU (or several, with `gpus` below 1) where the cluster has GPUs, else one per worker.
-        `produce` runs in ordinary tasks, a few items ahead of the actor that consumes them, for at least two units of each actor, so that
-        an actor does not wait at a unit's border. `consume` is called from several threads at once: lock what is not thread-safe.
+        `load` runs once in each actor. Where the cluster has GPUs there is an actor for each (or several, with `gpus` below 1), and
+        `produce` runs in ordinary tasks, a few items ahead, for at least two units of each actor, so that a GPU waits neither for a
+        decoder nor at a unit's border; `consume` is called from several threads at once: lock what is not thread-safe. Without GPUs
+        there is an actor per worker, which runs `produce` in a thread of its own: the CPUs are busy anyway, and half as many processes
+        load half as many libraries.
         """
 
         def connect() -> _Lanes:
@@ -202,6 +206,11 @@ class Executor:
             ) from error
         self._has_started = True
 
+    def num_parallel(self, cpus: float = 1.0) -> int:
+        """Return how many units of `map` run at once, for limits that all of them share; starts Ray."""
+        self.start()
+        return self._num_slots(cpus)
+
     def _num_slots(self, cpus: float) -> int:
         """Return how many units of `cpus` each may run at once."""
         if self._num_workers is not None:
@@ -240,19 +249,19 @@ class Executor:
             num_streams = min(max(int(num_cpus / num_actors), _MIN_STREAMS), _MAX_STREAMS)
             return _ActorLanes(produce, load, num_actors, num_streams, gpus)
         num_actors = min(self._num_slots(1.0), max(1, int(num_cpus)))
-        return _ActorLanes(produce, load, num_actors, _MIN_STREAMS, 0.0)
+        return _ActorLanes(produce, load, num_actors, 1, 0.0)
 
     def _drain(
         self, connect: Callable[[], _Lanes], units: Iterable[Unit], max_retries: int
     ) -> Iterator[Outcome[Unit, Result]]:
-        queue = iter(units)
+        waiting = iter(units)
         flight: _Flight[Unit] | None = None
         try:
             is_exhausted = False
             while True:
                 while not is_exhausted and (flight is None or flight.lanes.has_room(len(flight.running))):
                     try:
-                        unit = next(queue)
+                        unit = next(waiting)
                     except StopIteration:
                         is_exhausted = True
                         break
@@ -313,7 +322,7 @@ class _ActorLanes:
         self._make = ray.remote(
             num_cpus=_HALF_CPU, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=num_streams
         )(_StreamActor)
-        self._arguments = (ray.put(produce), ray.put(load))
+        self._arguments = (produce, load, bool(gpus))
         self._actors: list[Any] = []
         self._owner: dict[Any, int] = {}
 
@@ -345,31 +354,84 @@ class _ActorLanes:
 
 
 class _StreamActor:
-    """Consumes the streams of several units at once, a thread each; what it loads is shared by them."""
+    """Consumes the streams of one unit, or of several at once, a thread each; what it loads is shared by them."""
 
-    def __init__(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any]) -> None:
+    def __init__(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any], has_gpu: bool) -> None:
         self._produce = produce
         self._load = load
+        self._has_gpu = has_gpu
         self._lock = threading.Lock()
         self._consume: Any = None
 
     def run(self, unit: Any) -> Any:
         import ray
 
-        stream = ray.remote(
+        try:
+            with self._open(unit) as items:
+                # Loaded here and not at the actor's birth: an error in it is the unit's error, with its text, and the first stream
+                # runs meanwhile.
+                with self._lock:
+                    self._consume = self._consume or self._load()
+                return self._consume(unit, items)
+        except ray.exceptions.RayTaskError as error:
+            # What the stream raised is the unit's own error; without this the driver would see it wrapped twice.
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    def _open(self, unit: Any) -> AbstractContextManager[Iterator[Any]]:
+        if not self._has_gpu:
+            return _run_ahead(self._produce(unit))
+        import ray
+
+        remote = ray.remote(
             num_cpus=_HALF_CPU,
             max_retries=0,
             num_returns="streaming",
             _generator_backpressure_num_objects=_ITEMS_AHEAD,
-        )(_stream).remote(self._produce, unit)
-        # Loaded here and not at the actor's birth: an error in it is the unit's error, with its text, and the first stream runs meanwhile.
-        with self._lock:
-            self._consume = self._consume or self._load()
+        )(_stream)
+        return nullcontext(ray.get(reference) for reference in remote.remote(self._produce, unit))
+
+
+@contextmanager
+def _run_ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """Yield `items` as a thread draws them, at most _ITEMS_AHEAD ahead; on leaving the thread has ended."""
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=_ITEMS_AHEAD)
+    left = threading.Event()
+
+    def offer(is_item: bool, value: Any) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                ready.put((is_item, value), timeout=_POLL_SECONDS)
+                return
+
+    def draw() -> None:
         try:
-            return self._consume(unit, (ray.get(reference) for reference in stream))
-        except ray.exceptions.RayTaskError as error:
-            # What the stream raised is the unit's own error; without this the driver would see it wrapped twice.
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            for item in items:
+                offer(True, item)
+                if left.is_set():
+                    return
+            offer(False, None)
+        except BaseException as error:  # noqa: BLE001  (raised again where the items are consumed)
+            offer(False, error)
+
+    def receive() -> Iterator[Item]:
+        while True:
+            is_item, value = ready.get()
+            if not is_item:
+                if value is not None:
+                    raise value
+                return
+            yield value
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        yield receive()
+    finally:
+        left.set()
+        thread.join()
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()  # a stream that was left in the middle ends its files now, not when it is collected
 
 
 def _stream(produce: Callable[[Unit], Iterator[Item]], unit: Unit) -> Iterator[Item]:
