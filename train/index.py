@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class Dataset:
         _check_counts(index, location)
         sidecars = [_resolve(root, entry.parquet) for entry in index.shards]
         mixture = Mixture.resolve(captions or index.captions, caption_columns(sidecars[0]))
-        folder = cache or str(Path(tempfile.gettempdir()) / "winnow-cache")
+        folder = cache or str(Path(tempfile.gettempdir()) / f"winnow-cache-{os.getuid()}")
         table = open_table(index, sidecars, mixture.columns, folder)
         check_weights(table.weight)
         identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
@@ -77,6 +78,10 @@ class Dataset:
     def uids(self) -> npt.NDArray[np.uint8]:
         """The uids as 16 bytes each, shape (num_samples, 16); `table.uids(indices)` spells them."""
         return self.table.uid
+
+    def locate(self, path: str) -> str:
+        """Return where a file that the index names lies."""
+        return _resolve(self.root, path)
 
     def with_weights(self, path: str) -> "Dataset":
         """Return the dataset with the weights of a Parquet file (`uid`, `weight`): sampling anew needs no new tars.

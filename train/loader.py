@@ -195,7 +195,7 @@ class _TrainJob:
         return type(self), (self.table, self.tars, self.mixture, self.config)
 
     def start(self) -> None:
-        cv2.setNumThreads(1)
+        use_one_thread()
 
     def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
         _, epoch, position = key
@@ -212,6 +212,11 @@ class _TrainJob:
             self.mixture.draw(self.table.captions(index), float(draw[0]), float(draw[1]))
             for index, draw in zip(indices.tolist(), draws, strict=True)
         ]
+
+
+def use_one_thread() -> None:
+    """Keep this process's decoders to one thread: the processes are the parallelism."""
+    cv2.setNumThreads(1)
 
 
 def fill_images(

@@ -102,10 +102,9 @@ def _units(seed: int, epoch: int) -> int:
 
 def _draw_counts(weights: Weights, num_samples: int, start: int) -> Indices:
     """Return how often each sample is drawn; adds up to `num_samples`, each count the floor or the ceiling of its expectation."""
-    expected = weights * (num_samples / weights.sum(dtype=np.float64))
-    if not np.isfinite(expected).all():  # the sum overflowed, or is denormal
-        scaled = weights / weights.max()
-        expected = scaled * (num_samples / scaled.sum())
+    # Scaled by the largest first, so that the sum can neither overflow nor vanish.
+    expected = weights / weights.max()
+    expected *= num_samples / expected.sum()
     nearest = np.rint(expected)
     snapped = (nearest >= 1) & (np.abs(expected - nearest) <= _SNAP * nearest)
     expected = np.where(snapped, nearest, expected)

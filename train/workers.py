@@ -174,8 +174,9 @@ class WorkerPool:
         run = self._runs
         with self._closing_on_error():
             self._start()
-            while self._tasks:  # an earlier run was left in the middle
+            while any(task.waiting for task in self._tasks.values()):  # an earlier run was left in the middle
                 self._receive()
+            self._tasks.clear()
         free = deque(range(self._layout.num_slots))
         order: deque[int] = deque()
         while True:

@@ -1,0 +1,65 @@
+"""Zero-shot classification with an ensemble of prompts (Radford et al., 2021).
+
+Every class name is put into every template; a class is the normalised mean of its normalised prompt features. Ties count against the model.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from schemas.errors import InputError
+
+# What to say where nothing else is known; CLIP_benchmark folders bring their own.
+DEFAULT_TEMPLATES = ("a photo of a {c}.",)
+
+_PLACES = ("{c}", "{classname}", "{}")
+
+
+def fill_templates(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Return the prompts of the first class in template order, then those of the second, and so on."""
+    for template in templates:
+        if not any(place in template for place in _PLACES):
+            raise InputError(f"template {template!r} has no place for the class name; write it as {{c}}")
+    return [_fill(template, name) for name in classnames for template in templates]
+
+
+def encode_classes(
+    encode_text: Callable[[Sequence[str]], torch.Tensor], classnames: Sequence[str], templates: Sequence[str]
+) -> torch.Tensor:
+    """Return one unit vector per class; `encode_text` returns one unit vector per text."""
+    features = encode_text(fill_templates(classnames, templates)).reshape(len(classnames), len(templates), -1)
+    return torch.nn.functional.normalize(features.mean(dim=1), dim=-1)
+
+
+def measure_zeroshot(
+    image_features: torch.Tensor, class_features: torch.Tensor, labels: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """Return acc1, acc5 and the mean over classes of their recall (acc1 within the class), and what guessing scores.
+
+    Classes without an image do not enter the mean.
+    """
+    scores = image_features @ class_features.T
+    own = torch.from_numpy(labels).to(scores.device)[:, None]
+    not_lower = ~(scores < scores.gather(1, own))
+    ranks = (not_lower.scatter(1, own, value=False)).sum(dim=1).cpu().numpy()
+    num_classes = len(class_features)
+    hits = np.bincount(labels, weights=ranks == 0, minlength=num_classes)
+    totals = np.bincount(labels, minlength=num_classes)
+    return {
+        "acc1": float((ranks < 1).mean()),
+        "acc5": float((ranks < 5).mean()),
+        "mean_per_class_recall": float((hits[totals > 0] / totals[totals > 0]).mean()),
+        "chance_acc1": 1 / num_classes,
+        "chance_acc5": min(5, num_classes) / num_classes,
+        "chance_mean_per_class_recall": 1 / num_classes,
+        "num_labelled_images": float(len(labels)),
+        "num_classes": float(num_classes),
+    }
+
+
+def _fill(template: str, name: str) -> str:
+    for place in _PLACES:
+        template = template.replace(place, name)
+    return template
