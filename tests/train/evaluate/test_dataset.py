@@ -1,0 +1,85 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import InputError
+from tests.train.dataset_builder import Sample, make_uid, write_dataset
+from tests.train.evaluate.encoder import ColourEncoder
+from tests.train.evaluate.test_folder import COLOURS, flat
+from train.evaluate.dataset import read_dataset
+from train.evaluate.suite import evaluate_model
+from train.evaluate.task import RetrievalTask, ZeroShotTask
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    """Four rows of three different pictures; the second row shows the first one's picture with another text."""
+    rows = [
+        (COLOURS["red"], "250 10 10", ["pure 255 0 0", ""], "warm"),
+        (COLOURS["red"], "240 20 20", [], "warm"),
+        (COLOURS["green"], "10 250 10", ["10 250 10"], "cold"),
+        (COLOURS["blue"], None, [], None),
+    ]
+    return [
+        Sample(
+            uid=make_uid(number),
+            image=flat(colour),
+            captions={"alt_text": text, "rewrite": rewrites},
+            extra={"kind": kind},
+        )
+        for number, (colour, text, rewrites, kind) in enumerate(rows)
+    ]
+
+
+def _write(tmp_path: Path, samples: list[Sample], **captions: float) -> str:
+    return str(write_dataset(tmp_path / "set", samples, shard_size=3, captions=captions, name="colours"))
+
+
+def test_columns_and_rows_of_one_picture_are_its_captions(tmp_path: Path, samples: list[Sample]) -> None:
+    folder = _write(tmp_path, samples, alt_text=0.5, rewrite=0.5)
+    data = read_dataset(folder)
+    (task,) = data.tasks
+    assert isinstance(task, RetrievalTask)
+    assert list(task.captions) == [["250 10 10", "pure 255 0 0", "240 20 20"], ["10 250 10"]]
+    metrics = evaluate_model(ColourEncoder(), [folder], num_workers=0)["colours"]
+    assert metrics["num_images"] == 2
+    assert metrics["num_captions"] == 4
+    assert metrics["text_to_image_recall@1"] == 1.0
+
+
+def test_the_web_text_stands_in_for_an_image_without_a_caption_of_the_mixture(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    (task,) = read_dataset(_write(tmp_path, samples, rewrite=1.0)).tasks
+    assert isinstance(task, RetrievalTask)
+    assert list(task.captions) == [["pure 255 0 0"], ["10 250 10"]]
+    only = [replace(sample, captions={**sample.captions, "rewrite": []}) for sample in samples]
+    (task,) = read_dataset(_write(tmp_path / "other", only, rewrite=1.0)).tasks
+    assert isinstance(task, RetrievalTask)
+    assert list(task.captions) == [["250 10 10", "240 20 20"], ["10 250 10"]]
+
+
+def test_a_column_of_labels_makes_a_classification(tmp_path: Path, samples: list[Sample]) -> None:
+    data = read_dataset(_write(tmp_path, samples, alt_text=1.0), label_column="kind")
+    task = data.tasks[1]
+    assert isinstance(task, ZeroShotTask)
+    assert list(task.classnames) == ["cold", "warm"]
+    assert task.labels.tolist() == [1, 1, 0]
+    assert len(task.images) == 3
+    with pytest.raises(InputError, match=r"no sample of .* has a value for 'nothing' in its JSON"):
+        read_dataset(str(tmp_path / "set"), label_column="nothing")
+
+
+def test_labels_are_evaluated_beside_retrieval(tmp_path: Path, samples: list[Sample]) -> None:
+    named = [replace(s, extra={"kind": "250 0 0" if row < 2 else "0 250 0"}) for row, s in enumerate(samples[:3])]
+    folder = _write(tmp_path, named, alt_text=1.0)
+    metrics = evaluate_model(ColourEncoder(), [folder], num_workers=0, label_column="kind", templates=["a {c}"])
+    assert metrics["colours"]["acc1"] == 1.0
+    assert metrics["colours"]["num_images"] == 2
+    assert metrics["colours"]["num_labelled_images"] == 3
+
+
+def test_a_dataset_without_texts_is_refused(tmp_path: Path, samples: list[Sample]) -> None:
+    with pytest.raises(InputError, match="has no captions in alt_text, rewrite: nothing to retrieve"):
+        read_dataset(_write(tmp_path, samples[3:], alt_text=0.5, rewrite=0.5))
