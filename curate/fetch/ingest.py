@@ -72,12 +72,12 @@ class Plan:
 
 def ingest(urls: str | Sequence[str], pool: Pool, config: DownloadConfig) -> Plan:
     """Plan the shards of a list, or return the plan that exists for it."""
+    found = find_plan(urls, pool, config)
+    if found is not None:
+        return found
     lists = find_lists(urls, config.input_format, config.encoding)
     fingerprint = _fingerprint(lists, config)
-    check_settings(pool, config)
     plans = load_plans(pool)
-    if fingerprint in plans:
-        return plans[fingerprint]
     source = _Source(lists, config)
     merge = _merge(source, pool, plans)
     taken = [plan.shards.stop for plan in plans.values()] + [shard + 1 for shard in pool.shards()]
@@ -109,6 +109,13 @@ def ingest(urls: str | Sequence[str], pool: Pool, config: DownloadConfig) -> Pla
         num_shards,
     )
     return plan
+
+
+def find_plan(urls: str | Sequence[str], pool: Pool, config: DownloadConfig) -> Plan | None:
+    """Return the plan that exists for a list, or None; writes nothing."""
+    lists = find_lists(urls, config.input_format, config.encoding)
+    check_settings(pool, config)
+    return load_plans(pool).get(_fingerprint(lists, config))
 
 
 def load_plans(pool: Pool) -> dict[str, Plan]:
