@@ -8,7 +8,6 @@ that a shard's rows depend on nothing but the hosts they name.
 """
 
 import asyncio
-import email.utils
 import ipaddress
 import random
 import socket
@@ -38,6 +37,7 @@ from curate.fetch.errors import (
     TemporaryError,
     http_error,
     os_error,
+    parse_retry_after,
 )
 from curate.fetch.robots import CACHE_SECONDS, Rules, is_opted_out, parse_robots
 from curate.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
@@ -339,18 +339,6 @@ class _CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing to close: the DNS threads belong to the process."""
-
-
-def parse_retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks for, as a number or as a date; 0 where it makes no sense."""
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-        return max(0.0, date.timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
 
 
 def _translate(error: Exception) -> FetchError:

@@ -3,10 +3,12 @@
 The words are img2dataset's where it has any (`HTTP Error 404: Not Found`), so that the same searches find them.
 """
 
+import email.utils
 import errno
 import http
 import re
 import socket
+import time
 
 TIMED_OUT = "timed out"
 OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"
@@ -98,3 +100,15 @@ def gai_error(error: socket.gaierror) -> FetchError:
     if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_SYSTEM, socket.EAI_MEMORY):
         return TemporaryError("Temporary failure in name resolution")
     return PermanentError("Name or service not known")
+
+
+def parse_retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for, as a number or as a date; 0 where it makes no sense."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, date.timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
