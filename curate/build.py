@@ -120,6 +120,16 @@ def build(
     return _report(location, index, num_written=len(missing))
 
 
+def find_dataset(pool: Pool, selection: str, out: str, config: BuildConfig) -> str:
+    """Return the folder of the dataset that `build` would leave as it is because it is complete, or ""; writes nothing."""
+    folder = find_selection(pool, selection)
+    content = json.loads(pool.read_bytes(f"{folder}/{SELECTION_FILE}"))
+    if not content["num_kept"]:
+        return ""
+    plan = _make_plan(pool, folder, content, Store(out), config)
+    return plan.out.locate(plan.folder) if plan.out.exists(f"{plan.folder}/{INDEX_FILE}") else ""
+
+
 def find_selection(pool: Pool, selection: str) -> str:
     """Return the folder (relative to the pool) of a selection given by name, by `name-fp12`, or by its path."""
     complete = [name for name in pool.list_names("selections") if pool.exists(f"selections/{name}/{SELECTION_FILE}")]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate.build import BuildConfig, BuildReport, build, find_selection
+from curate.build import BuildConfig, BuildReport, build, find_dataset, find_selection
 from curate.executor import Executor
 from curate.select import Limit, Selection, select
 from curate.store import Pool
@@ -197,7 +197,9 @@ def test_a_view_has_the_builds_samples_and_copies_nothing(
 
 
 def test_a_complete_dataset_is_left_alone(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
+    assert find_dataset(pool, "plain", str(tmp_path), BuildConfig(shard_size=8)) == ""
     first = run(pool, "plain", tmp_path, ray_session, shard_size=8)
+    assert find_dataset(pool, "plain", str(tmp_path), BuildConfig(shard_size=8)) == first.folder
     stamps = [file.stat().st_mtime_ns for file in sorted(Path(first.folder).iterdir())]
     second = run(pool, "plain", tmp_path, ray_session, shard_size=8)
     assert (first.num_written, second.num_written) == (4, 0)
