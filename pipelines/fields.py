@@ -6,13 +6,16 @@ Flags, recipe keys and their documentation all come from here, so that a setting
 import ast
 import dataclasses
 import inspect
+import io
 import re
+import textwrap
+import tokenize
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-_COMMENT = re.compile(r"#\s*(.+?)\s*$")
 _TAIL = re.compile(r"\s*(\(|#\s*)(noqa|type):.*$")
 
 
@@ -42,7 +45,7 @@ class Setting:
             return str(self.default).lower()
         if dataclasses.is_dataclass(self.default):
             return ""
-        if isinstance(self.default, typing.Mapping):
+        if isinstance(self.default, Mapping):
             return "{" + ", ".join(f"{key}: {value}" for key, value in self.default.items()) + "}"
         if isinstance(self.default, (tuple, list, frozenset, set)):
             return "[" + ", ".join(map(str, self.default)) + "]"
@@ -82,7 +85,7 @@ def describe_kind(kind: object) -> str:
         return " \\| ".join(str(argument) for argument in arguments)
     if origin is typing.Annotated:
         return describe_kind(arguments[0])
-    if origin is not None and issubclass(origin, typing.Mapping):
+    if origin is not None and issubclass(origin, Mapping):
         return f"mapping of {describe_kind(arguments[0])} to {describe_kind(arguments[1])}"
     if origin is not None and arguments:
         return f"list of {describe_kind(arguments[0])}"
@@ -120,30 +123,38 @@ def _read_own_comments(cls: type) -> dict[str, str]:
         source = inspect.getsource(cls)
     except (OSError, TypeError):  # no source beside the byte code: flags work, without their help
         return {}
-    lines = source.splitlines()
-    indent = len(lines[0]) - len(lines[0].lstrip())
-    lines = [line[indent:] for line in lines]
+    source = textwrap.dedent(source)
     try:
-        body = ast.parse("\n".join(lines)).body[0]
-    except SyntaxError:  # a text of several lines that starts left of the class
+        body = ast.parse(source).body[0]
+        comments = _comments_by_line(source)
+    except (SyntaxError, tokenize.TokenError):  # a text of several lines that starts left of a nested class
         return {}
     assert isinstance(body, ast.ClassDef)
+    lines = source.splitlines()
     found = {}
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = _comment_at(lines, node)
+            found[node.target.id] = _comment_at(comments, lines, node)
     return found
 
 
-def _comment_at(lines: list[str], node: ast.AnnAssign) -> str:
-    last = (node.end_lineno or node.lineno) - 1
-    beside = _COMMENT.search(lines[last][(node.end_col_offset or 0) :])
+def _comment_at(comments: Mapping[int, str], lines: list[str], node: ast.AnnAssign) -> str:
+    beside = [comments[line] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in comments]
     if beside:
-        return _TAIL.sub("", beside.group(1))
+        return " ".join(beside)
     above: list[str] = []
-    index = node.lineno - 2
-    while index >= 0 and lines[index].strip().startswith("#"):
-        above.insert(0, lines[index].strip().lstrip("# "))
-        index -= 1
+    line = node.lineno - 1
+    while line in comments and lines[line - 1].lstrip().startswith("#"):
+        above.insert(0, comments[line])
+        line -= 1
     # After a blank line it is the title of a group of fields, not the description of one.
-    return " ".join(above) if lines[index].strip() else ""
+    return " ".join(above) if lines[line - 1].strip() else ""
+
+
+def _comments_by_line(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {
+        token.start[0]: _TAIL.sub("", token.string.lstrip("# ").rstrip())
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }

@@ -1,0 +1,5 @@
+"""`python -m pipelines.cli` is `winnow`."""
+
+from pipelines.cli import main
+
+main()

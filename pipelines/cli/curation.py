@@ -1,0 +1,222 @@
+"""The commands that make data: download, retry, import, annotate, operators, select, sql, build, status."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from curate.build import BuildConfig
+from curate.fetch.config import DownloadConfig
+from pipelines.cli.app import (
+    REPEATABLE,
+    AddressOption,
+    JsonFlag,
+    PoolOption,
+    RecipeOption,
+    SetOption,
+    WorkersOption,
+    app,
+    make_executor,
+    make_progress,
+    open_pool,
+    show,
+    show_json,
+)
+from pipelines.cli.flags import read_selection, stored_settings, with_settings
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from curate.selection import Selection
+
+
+@app.command()
+@with_settings(DownloadConfig)
+def download(
+    urls: Annotated[list[str], typer.Argument(metavar="URLS...", help="Lists: paths, globs or fsspec URLs.")],
+    pool: PoolOption,
+    config: DownloadConfig,
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Fetch URL lists into a pool. Lists are Parquet, CSV, TSV, JSONL or txt; run again, it goes on where it stopped."""
+    from curate.fetch.download import download as run
+    from pipelines.render import tabulate_download
+
+    with make_executor(address, num_workers) as executor:
+        report = run(urls, open_pool(pool), config, executor=executor, progress=make_progress())
+    show(tabulate_download(report))
+
+
+@app.command()
+@with_settings(DownloadConfig, fill=stored_settings)
+def retry(
+    pool: PoolOption, config: DownloadConfig, address: AddressOption = "", num_workers: WorkersOption = 0
+) -> None:
+    """Fetch temporary failures again. Those are 429, 5xx, timeouts and resets; all other rows stay as they are."""
+    from curate.fetch.retry import retry as run
+    from pipelines.render import tabulate_download
+
+    with make_executor(address, num_workers) as executor:
+        report = run(open_pool(pool), config, executor=executor, progress=make_progress())
+    show(tabulate_download(report))
+
+
+@app.command()
+def annotate(
+    operators: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OP[:KEY=VALUE,...]...", help="Operators, or .py files with one; see `winnow operators`."
+        ),
+    ],
+    pool: PoolOption,
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Add the columns of operators to a pool. Each shard is read and decoded once for all of them."""
+    from curate.annotate import annotate as run
+    from curate.annotate import parse_operator
+    from pipelines.render import tabulate_annotations
+
+    parsed = [parse_operator(text) for text in operators]
+    with make_executor(address, num_workers) as executor:
+        report = run(open_pool(pool), parsed, executor=executor, progress=make_progress())
+    show(tabulate_annotations(report))
+
+
+@app.command()
+def operators(as_json: JsonFlag = False) -> None:
+    """List the operators. Shows what each reads and writes."""
+    from curate.operator import discover
+    from pipelines.render import describe_operators, tabulate_operators
+
+    found = discover()
+    show_json(describe_operators(found)) if as_json else show(tabulate_operators(found))
+
+
+@app.command()
+def select(
+    pool: PoolOption,
+    name: Annotated[str, typer.Option("--name", help="Of the selection; with --recipe its own name.")] = "",
+    recipe: RecipeOption = "",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", metavar="REASON=SQL", help=f"A condition of the rows to keep{REPEATABLE}"),
+    ] = None,
+    weight: Annotated[
+        str, typer.Option("--weight", metavar="SQL", help="Relative draws per epoch. [default: 1.0]")
+    ] = "",
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--caption", metavar="COLUMN=P", help="A caption column and its probability. [default: alt_text=1]"
+        ),
+    ] = None,
+    top: Annotated[str, typer.Option("--top", metavar="SQL=SHARE", help="Keep the best share by a score.")] = "",
+    per_group: Annotated[str, typer.Option("--per-group", metavar="SQL=N", help="Keep at most N of each group.")] = "",
+    limit: Annotated[
+        str, typer.Option("--limit", metavar="[SQL=]N", help="Keep at most N, by a score or at random.")
+    ] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of random choices in --limit and --per-group.")] = 0,
+    overrides: SetOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Choose and weight rows by SQL. Prints the funnel and, last, the folder with the ledger of every row."""
+    from curate.select import select as run
+    from pipelines.render import describe_selection, tabulate_funnel
+
+    flags: dict[str, object] = {
+        "--rule": rule,
+        "--weight": weight,
+        "--caption": caption,
+        "--top": top,
+        "--per-group": per_group,
+    }
+    flags |= {"--limit": limit, "--seed": seed}
+    if recipe:
+        given = [flag for flag, value in flags.items() if value]
+        if given:
+            raise InputError(f"{given[0]} and --recipe were both given; change a recipe with --set, or leave it out")
+        selection = _recipe_selection(recipe, [*(overrides or []), *([f"name={name}"] if name else [])])
+    else:
+        if overrides:
+            raise InputError("--set changes a recipe; give one with --recipe, or use --rule and the other flags")
+        selection = read_selection(name, rule, weight, caption, top, per_group, limit, seed)
+    opened = open_pool(pool)
+    report = run(opened, selection, progress=make_progress())
+    if as_json:
+        show_json(describe_selection(report, opened))
+        return
+    show(tabulate_funnel(report))
+    typer.echo(opened.locate(report.folder))
+
+
+@app.command()
+def sql(
+    query: Annotated[
+        str, typer.Argument(help="One SELECT over `pool`, `samples` and the labels; DESCRIBE pool lists columns.")
+    ],
+    pool: PoolOption,
+    as_json: JsonFlag = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    parquet: Annotated[str, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file.")] = "",
+) -> None:
+    """Ask in SQL over samples and annotations."""
+    from curate.catalog import Catalog
+    from pipelines.render import tabulate_rows, write_csv, write_json, write_parquet
+
+    if as_json + as_csv + bool(parquet) > 1:
+        raise InputError("--json, --csv and --parquet exclude each other; give one")
+    with Catalog(open_pool(pool)) as catalog:
+        relation = catalog.sql(query)
+        if as_json:
+            write_json(relation, sys.stdout)
+        elif as_csv:
+            write_csv(relation, sys.stdout)
+        elif parquet:
+            typer.echo(f"{write_parquet(relation, Path(parquet)):,} rows written to {parquet}")
+        else:
+            show(tabulate_rows(relation))
+
+
+@app.command()
+@with_settings(BuildConfig)
+def build(
+    pool: PoolOption,
+    selection: Annotated[
+        str, typer.Option("--selection", metavar="NAME", help="Its name, or its folder where several have the name.")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The dataset's folder is made in here.")],
+    config: BuildConfig,
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Write a selection as a dataset. Tars with Parquet sidecars and index.json, or a view; prints its folder last."""
+    from curate.build import build as run
+    from pipelines.render import describe_build
+
+    with make_executor(address, num_workers) as executor:
+        report = run(open_pool(pool), selection, out, config, executor=executor, progress=make_progress())
+    show(describe_build(report))
+    typer.echo(report.folder)
+
+
+@app.command()
+def status(pool: PoolOption, as_json: JsonFlag = False) -> None:
+    """Show where a pool stands. Downloads and their errors, operators by shards done, cost so far, selections."""
+    from pipelines.render import tabulate_status
+    from pipelines.status import status as look
+
+    found = look(open_pool(pool))
+    typer.echo(found.to_json()) if as_json else show(tabulate_status(found))
+
+
+def _recipe_selection(recipe: str, overrides: Sequence[str]) -> "Selection":
+    from curate.selection import Selection
+    from pipelines.recipe import load_section
+
+    selection = load_section("select", recipe, overrides)
+    assert isinstance(selection, Selection)
+    return selection

@@ -1,0 +1,143 @@
+"""The commands that make models, and those that run everything: train, evaluate, run, demo."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.app import (
+    REPEATABLE,
+    AddressOption,
+    JsonFlag,
+    RecipeOption,
+    SetOption,
+    WorkersOption,
+    app,
+    make_executor,
+    make_progress,
+    show,
+    show_json,
+)
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="A dataset's folder, or its index.json.")],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="The run's folder; an unfinished run goes on.")],
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+    address: AddressOption = "",
+    num_processes: Annotated[
+        int,
+        typer.Option(
+            "--num-processes", metavar="N", min=0, help="Train with Ray Train on N workers; 0: in this process."
+        ),
+    ] = 0,
+) -> None:
+    """Train a CLIP on a dataset. In this process, under torchrun, or with Ray Train; prints the last checkpoint."""
+    from pipelines.recipe import load_section
+    from train.config import TrainConfig
+    from train.trainer import TrainingStopped
+    from train.trainer import train as run
+
+    config = load_section("train", recipe, overrides or [])
+    assert isinstance(config, TrainConfig)
+    if num_processes:
+        from train.launch import launch_ray
+
+        report = launch_ray(dataset, out, config, num_workers=num_processes, address=address, progress=make_progress())
+    else:
+        try:
+            report = run(dataset, out, config, progress=make_progress())
+        except TrainingStopped as error:
+            raise KeyboardInterrupt(str(error)) from error
+    if report.rank == 0:
+        typer.echo(report.checkpoint)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint, or a hub id.")],
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="DIR", help=f"A dataset, or a CLIP_benchmark folder{REPEATABLE}")
+    ],
+    revision: Annotated[str, typer.Option("--revision", help="The commit of a hub id.")] = "",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 256,
+    label_column: Annotated[
+        str, typer.Option("--label-column", help="Classify datasets by this column of their JSON.")
+    ] = "",
+    template: Annotated[
+        list[str] | None, typer.Option("--template", help=f"A prompt with {{c}} for the class{REPEATABLE}")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure retrieval and zero-shot classification."""
+    from pipelines.render import tabulate_evaluation
+    from train.evaluate import evaluate as run
+
+    results = run(
+        model,
+        data,
+        revision=revision,
+        batch_size=batch_size,
+        label_column=label_column,
+        templates=template or (),
+        progress=make_progress(),
+    )
+    show_json(results) if as_json else show(tabulate_evaluation(results))
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe: a file, or a shipped one.")],
+    input_lists: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="URLS", help=f"URL lists, in place of the recipe's{REPEATABLE}"),
+    ] = None,
+    pool: Annotated[str, typer.Option("--pool", metavar="DIR", help="The pool.")] = "pool",
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Datasets and runs are made in here.")] = "out",
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Run what a recipe lacks. Stages: download, annotate, select, build, train, evaluate; finished ones cost nothing."""
+    from pipelines.recipe import load_recipe
+    from pipelines.run import plan, run
+
+    loaded = load_recipe(recipe, overrides or [])
+    if input_lists:
+        loaded = loaded.with_input(input_lists)
+    if dry_run:
+        for step in plan(loaded, pool, out):
+            typer.echo(f"{step.stage}: {step.text}")
+        return
+    with make_executor(address, num_workers) as executor:
+        run(loaded, pool, out, executor=executor, progress=make_progress(), say=show)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Everything is written below here.")] = "demo-output",
+    scale: Annotated[float, typer.Option("--scale", metavar="X", help="Size of the web and of the training.")] = 1.0,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", help="Of the miniature web; another where it is taken.")
+    ] = 0,
+    as_json: JsonFlag = False,
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Show the whole way on a miniature web. It plants known faults, curates, trains on raw and curated pairs, and compares."""
+    from pipelines.demo.demo import demo as run
+    from pipelines.demo.demo import describe_demo
+    from pipelines.demo.render import tabulate_demo
+    from pipelines.demo.server import PREFERRED_PORT
+
+    with make_executor("", num_workers) as executor:
+        report = run(
+            out,
+            executor=executor,
+            progress=make_progress(),
+            say=(lambda _: None) if as_json else show,
+            scale=scale,
+            port=port or PREFERRED_PORT,
+        )
+    show_json(describe_demo(report)) if as_json else show(tabulate_demo(report))
