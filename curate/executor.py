@@ -6,14 +6,14 @@ stage that has nothing to do costs nothing.
 
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from curate.prefetch import run_ahead
 from schemas.errors import InputError, WinnowError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ WORKER_ENVIRONMENT = {
 # A unit whose worker died is innocent more often than one that raised: a neighbour's memory, a reclaimed machine.
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
-_POLL_SECONDS = 0.1
 # An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
 _HALF_CPU = 0.5
 # Units in flight per GPU: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
@@ -379,7 +378,7 @@ class _StreamActor:
 
     def _open(self, unit: Any) -> AbstractContextManager[Iterator[Any]]:
         if not self._has_gpu:
-            return _run_ahead(self._produce(unit))
+            return run_ahead(self._produce(unit), _ITEMS_AHEAD)
         import ray
 
         remote = ray.remote(
@@ -389,49 +388,6 @@ class _StreamActor:
             _generator_backpressure_num_objects=_ITEMS_AHEAD,
         )(_stream)
         return nullcontext(ray.get(reference) for reference in remote.remote(self._produce, unit))
-
-
-@contextmanager
-def _run_ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """Yield `items` as a thread draws them, at most _ITEMS_AHEAD ahead; on leaving the thread has ended."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=_ITEMS_AHEAD)
-    left = threading.Event()
-
-    def offer(is_item: bool, value: Any) -> None:
-        while not left.is_set():
-            with suppress(queue.Full):
-                ready.put((is_item, value), timeout=_POLL_SECONDS)
-                return
-
-    def draw() -> None:
-        try:
-            for item in items:
-                offer(True, item)
-                if left.is_set():
-                    return
-            offer(False, None)
-        except BaseException as error:  # noqa: BLE001  (raised again where the items are consumed)
-            offer(False, error)
-
-    def receive() -> Iterator[Item]:
-        while True:
-            is_item, value = ready.get()
-            if not is_item:
-                if value is not None:
-                    raise value
-                return
-            yield value
-
-    thread = threading.Thread(target=draw, daemon=True)
-    thread.start()
-    try:
-        yield receive()
-    finally:
-        left.set()
-        thread.join()
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()  # a stream that was left in the middle ends its files now, not when it is collected
 
 
 def _stream(produce: Callable[[Unit], Iterator[Item]], unit: Unit) -> Iterator[Item]:

@@ -28,6 +28,7 @@ EMBEDDING_TYPE = pa.list_(pa.float16())
 # Small enough for a large model's activations on a small GPU, large enough to fill a big one with a small model.
 BATCH_SIZE = 64
 _MODELS_KEPT = 4
+_NO_FEATURES = np.zeros((0, 0), dtype=np.float32)
 _load_lock = threading.Lock()
 
 
@@ -68,6 +69,8 @@ class TwoTowerModel:
         """Return features of pictures (rows, height, width, 3) in bytes, as `prepare_images` makes them."""
         import torch
 
+        if len(batch) == 0:
+            return _NO_FEATURES
         with torch.inference_mode():
             # Copied because the bytes may lie in read-only memory at any address; see `load_model`.
             images = torch.from_numpy(batch.copy()).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
@@ -78,6 +81,8 @@ class TwoTowerModel:
         """Return features of texts, as token ids without padding (SigLIP's excepted, which is padded by its tokenizer)."""
         import torch
 
+        if not ids:
+            return _NO_FEATURES
         longest = max(len(row) for row in ids)
         padded = torch.full((len(ids), longest), pad_id, dtype=torch.long)
         mask = torch.zeros((len(ids), longest), dtype=torch.long)
@@ -153,6 +158,8 @@ class Tokenize:
         self.pad_id = int(tokenizer.pad_token_id or 0)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         padding = "max_length" if self._layout.is_padded else False
         encoded = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=self._layout.length)
         return [list(ids) for ids in encoded["input_ids"]]
@@ -170,8 +177,8 @@ def to_matrix(column: pa.ChunkedArray) -> np.ndarray:
     rows = column.combine_chunks()
     if len(rows) == 0:
         return np.zeros((0, 0), dtype=np.float32)
-    values = rows.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return values.reshape(len(rows), -1)
+    values: np.ndarray = rows.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(rows), -1)
+    return values
 
 
 def _from_pretrained(model: str, revision: str) -> Any:
@@ -197,7 +204,8 @@ def _unit(output: Any) -> np.ndarray:
 
     # transformers 5 returns the projected feature inside an output object, 4 as a tensor.
     feature = output if hasattr(output, "shape") else output.pooler_output
-    return np.asarray(functional.normalize(feature.float(), dim=-1).cpu().numpy())
+    unit: np.ndarray = functional.normalize(feature.float(), dim=-1).cpu().numpy()
+    return unit
 
 
 @contextmanager

@@ -4,9 +4,12 @@ Its Pillow resize is replaced by torch's antialiased one for bytes, which gives 
 differs by more than 1) in a quarter of the time. Rescaling and normalising are left to the device that runs the model.
 """
 
+import functools
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,16 +52,31 @@ class ImageSettings:
 
 def load_settings(model: str, revision: str = "") -> ImageSettings:
     """Read the image settings of a folder or of a hub id at a commit."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    pinned = {"revision": revision} if revision else {}
-    try:
-        found = ImageProcessingMixin.get_image_processor_dict(model, **pinned)[0]
-    except OSError as error:
-        raise InputError(
-            f"{model} has no preprocessor_config.json, so how it wants its pictures is not known: {error}"
-        ) from error
+    found = read_config(model, revision, "preprocessor_config.json")
+    if found is None:
+        found = (read_config(model, revision, "processor_config.json") or {}).get("image_processor")
+    if not found:
+        raise InputError(f"{model} has no preprocessor_config.json, so how it wants its pictures is not known")
     return parse_settings(found, model)
+
+
+def read_config(model: str, revision: str, name: str) -> dict[str, Any] | None:
+    """Return a JSON file of a model folder or hub id, or None where it has no such file.
+
+    Read here and not through `transformers`, whose import takes longer than many a shard, in every process that decodes.
+    """
+    path = Path(model) / name
+    if not Path(model).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(model, name, revision=revision))
+        except EntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {name} of {model} at {revision}: {error}") from error
+    return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 def parse_settings(found: Mapping[str, Any], model: str) -> ImageSettings:
@@ -142,10 +160,14 @@ def _overlap(length: int, wanted: int) -> tuple[slice, slice]:
 def _from_numpy(picture: np.ndarray) -> Any:
     import torch
 
-    # torch warns once of a read-only array; nothing writes to it, and a copy would cost as much as a resize.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(picture)
+    _allow_read_only()
+    return torch.from_numpy(picture)
+
+
+@functools.cache
+def _allow_read_only() -> None:
+    # torch warns of a read-only array, once; nothing writes to it, and a copy would cost as much as a resize.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 def _parse_size(size: object) -> int | tuple[int, int]:

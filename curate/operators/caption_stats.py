@@ -23,7 +23,7 @@ _FILE_NAME = "|".join([
     # a camera's or a program's numbering
     r"(?i)^\s*(img|image|dsc|dscn|dscf|dsci|pict|pic|photo|mvc|sam|gopr|dji|pxl|wp|vid|screenshot|screen[ _-]shot|scan|file|untitled)"
     r"[ _-]*\(?\d[\d _.:()-]*\)?\s*$",
-    r"(?i)^\s*(_?[a-z]{2,4}_?\d{4,})\s*$",
+    r"(?i)^\s*_?([a-z]{2,4}_?\d{4,}|[a-z]\d{5,})\s*$",
     # digests and other machine names
     r"(?i)^\s*[0-9a-f]{16,}\s*$",
     r"(?i)^\s*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*$",

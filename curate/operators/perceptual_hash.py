@@ -44,10 +44,14 @@ def _annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
     coefficients = np.zeros((batch.num_rows, _FREQUENCIES**2))
     for row, picture in enumerate(pixels(batch.column("image"))):
         assert picture is not None  # `image` is not nullable
-        luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        # The mean only moves the constant term; without it single precision is enough for the others.
+        mean = cv2.mean(luma)[0]
+        centred = luma.astype(np.float32) - np.float32(mean)
         # Averaging and transform are both linear, so one matrix per side does the two of them at once.
-        transformed = _lowpass(luma.shape[0]) @ luma @ _lowpass(luma.shape[1]).T
+        transformed = _lowpass(luma.shape[0]) @ centred @ _lowpass(luma.shape[1]).T
         coefficients[row] = transformed.reshape(-1)
+        coefficients[row, 0] += 4 * _SIDE**2 * mean
     rounded = np.round(coefficients, _DECIMALS)
     bits = rounded > np.median(rounded, axis=1, keepdims=True)
     hashes = np.packbits(bits, axis=1).view(">u8").astype(np.uint64).reshape(-1)
