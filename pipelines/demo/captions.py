@@ -14,7 +14,7 @@ _BACKGROUNDS = {
     "dotted": ("on a dotted background", "on polka dot paper", "over pale dots"),
     "grass": ("on green grass", "in a meadow", "lying on the lawn"),
     "sand": ("on the sand", "on a sandy beach", "lying in the sand"),
-    "sea": ("in front of the sea", "above blue waves", "at the seaside"),
+    "sea": ("in front of the sea", "above the waves", "at the seaside"),
     "night": ("at night", "under a starry night sky", "in the dark of the night"),
 }
 _SINGLE = (

@@ -33,7 +33,7 @@ BODY_POINTS: dict[str, Point] = {
     "triangle": (0.0, 0.3),
     "star": (0.0, 0.0),
     "heart": (0.0, 0.0),
-    "moon": (-0.68, 0.0),
+    "moon": (-0.4, 0.0),
     "house": (0.0, 0.12),
     "tree": (0.0, -0.35),
     "car": (0.0, 0.2),

@@ -30,7 +30,7 @@ def copy_nearly(image: Image.Image, random_source: random.Random) -> bytes:
         image = image.crop((edge, edge, image.width - edge, image.height - edge))
     elif edit == "brightness":
         image = ImageEnhance.Brightness(image).enhance(random_source.choice((0.88, 0.92, 1.08, 1.12)))
-    return encode(image, random_source.randrange(55, 85))
+    return encode(image, random_source.randrange(55, 78))
 
 
 def paint_text(image: Image.Image, text: str) -> Image.Image:

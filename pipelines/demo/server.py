@@ -40,7 +40,7 @@ PREFERRED_PORT = 8087
 _MAX_REQUEST_BYTES = 16 * 1024
 _IDLE_SECONDS = 30.0
 # A rate limiter that has had enough of us: so many refusals, each asking to wait a second, then it relents.
-_BUSY_REFUSALS = 12
+_BUSY_REFUSALS = 5
 _REASONS = {
     200: "OK",
     301: "Moved Permanently",

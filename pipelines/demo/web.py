@@ -98,7 +98,7 @@ class WebConfig:
     """
 
     num_pairs: int = 7_000
-    num_trusted: int = 1_500
+    num_trusted: int = 1_000
     seed: int = 0
 
     def scaled(self, scale: float) -> "WebConfig":
