@@ -57,6 +57,9 @@ class ImageTextModel(nn.Module):
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
+        if hasattr(network, "logit_bias"):
+            # SigLIP's, on the similarities themselves; no feature depends on it, and processes would wait for its gradient for ever.
+            network.logit_bias.requires_grad_(False)
         text_config = network.config.text_config
         self.context_length = int(text_config.max_position_embeddings)
         # A causal text tower never looks at what follows the end mark; SigLIP was trained without a mask on full-length padding.

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
         batches = stack.enter_context(closing(_prefetch(loader.batches(step), model, world.device)))
-        clock, clock_step = time.monotonic(), step
+        clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
             # Update
             rate = learning_rate(step, num_steps, config)
@@ -157,11 +157,12 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             is_evaluated = bool(config.eval_every) and (step % config.eval_every == 0 or step == num_steps)
             is_logged = step == 1 or step % config.log_every == 0 or step == num_steps or is_evaluated
             if is_logged:
+                shown = _finite_loss(loss, step)
                 metrics = {
                     "step": step,
                     "epoch": step / loader.steps_per_epoch,
                     "samples_seen": step * config.batch_size,
-                    "loss": loss.item(),
+                    "loss": shown,
                     **{name: term.item() for name, term in terms.items()},
                     "logit_scale": model.logit_scale.exp().item(),
                     "lr": rate,
@@ -172,13 +173,13 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                 speed = (step - clock_step) * config.batch_size / seconds
                 clock_step = step
                 log.write(metrics, {"step": step, "seconds": seconds, "samples_per_second": speed})
-                _check_finite(metrics)
-            progress.advance(config.batch_size, loss=f"{metrics['loss']:.3f}", lr=f"{rate:.1e}")
+            progress.advance(config.batch_size, loss=f"{shown:.3f}", lr=f"{rate:.1e}")
 
             # Save
             # Asking the other processes waits for the device, so a GPU run asks only where it waits anyway.
             is_stopping = (is_logged or world.device.type == "cpu") and world.any(bool(stop.name))
             if step % config.save_every == 0 or step == num_steps or is_stopping:
+                _finite_loss(loss, step)
                 if world.is_main:
                     log.sync()
                     save()
@@ -245,9 +246,17 @@ def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: Wor
 
 
 def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
-    if config.init:
-        return load_model(config.init, revision=config.init_revision)
-    return build_model(config.model_config(), load_tokenizer(str(tokenizer_folder)), seed=config.seed)
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    if not config.init:
+        return build_model(config.model_config(), tokenizer, seed=config.seed)
+    model = load_model(config.init, revision=config.init_revision)
+    size = int(model.network.config.text_config.vocab_size)
+    if len(tokenizer) > size:
+        raise InputError(
+            f"tokenizer {config.tokenizer!r} has {len(tokenizer)} tokens, {config.init!r} has embeddings for {size}; leave tokenizer out"
+        )
+    model.tokenizer = tokenizer
+    return model
 
 
 def _loader_config(config: TrainConfig, model: ImageTextModel, device: torch.device) -> LoaderConfig:
@@ -305,12 +314,13 @@ def _evaluate(model: ImageTextModel, config: TrainConfig) -> dict[str, float]:
     return {f"{name}/{metric}": value for name, metrics in results.items() for metric, value in metrics.items()}
 
 
-def _check_finite(metrics: Mapping[str, float]) -> None:
-    if not math.isfinite(metrics["loss"]):
+def _finite_loss(loss: torch.Tensor, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
         raise InputError(
-            f"the loss became {metrics['loss']} by step {metrics['step']}; lower lr, lengthen warmup_steps or set grad_clip, "
-            "and start in a new folder"
+            f"the loss became {value} by step {step}; lower lr, lengthen warmup_steps or set grad_clip, and start in a new folder"
         )
+    return value
 
 
 def _remove_old(run: Path, config: TrainConfig, num_steps: int, world: World) -> None:

@@ -130,6 +130,15 @@ def test_a_siglip_folder_loads(tmp_path: Path, model: ImageTextModel) -> None:
     assert loaded.tokenize(["a dog"])[0].shape == (1, 12)
     assert loaded.encode_text(TEXTS).shape == loaded.encode_image(images()).shape == (3, 32)
     assert loaded.image_size == 32
+    assert not loaded.network.logit_bias.requires_grad
+
+
+def test_every_parameter_is_trained(model: ImageTextModel) -> None:
+    # Several processes wait for the gradient of each.
+    image_features, text_features, scale = model(images(), *model.tokenize(TEXTS))
+    ((image_features @ text_features.T) * scale).square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    model.zero_grad()
 
 
 def test_logit_scale_is_clamped(model: ImageTextModel) -> None:

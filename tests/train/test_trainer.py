@@ -170,6 +170,18 @@ def test_a_terminated_run_saves_and_goes_on(dataset: Path, undisturbed: Path, tm
     assert read_bytes(tmp_path / "run") == read_bytes(undisturbed)
 
 
+def test_going_on_between_two_records(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    settings = {**SHORT, "log_every": 4, "save_every": 3}
+    progress = Recorder()
+    progress.signal_at = 6 * 16
+    with pytest.raises(TrainingStopped):
+        train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings), progress=progress)
+    train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings), progress=Recorder())
+    records = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert [record["step"] for record in records] == [1, 4, 8, 12, 14]
+    assert [record["loss"] for record in records] == [losses(undisturbed)[step - 1] for step in (1, 4, 8, 12, 14)]
+
+
 def test_a_finished_run_is_left_alone(dataset: Path, undisturbed: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = read_bytes(undisturbed)
     with caplog.at_level("INFO"):
@@ -232,6 +244,18 @@ def test_starting_from_a_checkpoint(dataset: Path, undisturbed: Path, tmp_path: 
     report = train(str(dataset), str(tmp_path / "run"), config)
     assert losses(tmp_path / "run")[0] < losses(undisturbed)[0] - 0.3
     assert (report.checkpoint / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
+
+
+def test_a_vocabulary_too_large_for_the_model_is_refused(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    from train.tokenizer import train_tokenizer
+
+    texts = [f"word{first}{second}" for first in "abcdefgh" for second in "klmnopqr"]
+    train_tokenizer(texts * 3, 700, 16).save_pretrained(tmp_path / "tokenizer")
+    settings = {key: value for key, value in SHORT.items() if key not in {"model", "model_options"}}
+    start = undisturbed / "checkpoints" / f"step_{STEPS:08d}"
+    with pytest.raises(InputError, match=r"has \d+ tokens, .* has embeddings for \d+; leave tokenizer out"):
+        config = TrainConfig(**{**settings, "init": str(start), "tokenizer": str(tmp_path / "tokenizer")})
+        train(str(dataset), str(tmp_path / "run"), config)
 
 
 def test_a_convnext_trains_in_bf16_with_clipping(dataset: Path, tmp_path: Path) -> None:
