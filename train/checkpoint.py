@@ -49,7 +49,7 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     target = run / CHECKPOINTS / f"step_{state.step:08d}"
-    staging = target.with_name(f".{target.name}.{os.getpid()}{_STAGING_SUFFIX}")
+    staging = target.with_name(f".{target.name}{_STAGING_SUFFIX}")
     _remove_staging(run)
     staging.mkdir(parents=True)
     model.save(staging)
@@ -111,6 +111,7 @@ def remove_old_checkpoints(run: Path, *, keep_last: int, keep_every: int, save_e
     A checkpoint that a signal made between two multiples of `save_every` goes as soon as a newer one exists: so the folders left at the
     end are those of a run that was never stopped.
     """
+    _remove_staging(run)
     checkpoints = list_checkpoints(run)
     newest = max(checkpoints, default=0)
     regular = [step for step in checkpoints if step % save_every == 0 or step == last_step]
@@ -118,7 +119,7 @@ def remove_old_checkpoints(run: Path, *, keep_last: int, keep_every: int, save_e
     for step, path in checkpoints.items():
         if step not in kept and not (keep_every and step % keep_every == 0 and step in regular):
             # Renamed first: a folder that keeps its name is whole, even while it is being removed.
-            doomed = path.with_name(f".{path.name}.{os.getpid()}{_STAGING_SUFFIX}")
+            doomed = path.with_name(f".{path.name}{_STAGING_SUFFIX}")
             path.rename(doomed)
             shutil.rmtree(doomed)
 
@@ -133,8 +134,8 @@ def publish_folder(staging: Path, target: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace a file whole or not at all."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}{_STAGING_SUFFIX}")
+    """Replace a file whole or not at all; what a crash leaves is overwritten by the next attempt."""
+    staging = path.with_name(f".{path.name}{_STAGING_SUFFIX}")
     staging.write_bytes(data)
     _sync(staging)
     staging.replace(path)

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl` (what was learned), `timings.jsonl` (how fast), and TensorBoard drawn from both.
+"""The record of a run: `metrics.jsonl` (what was learned), `logs/timings.jsonl` (how fast), and TensorBoard drawn from both.
 
 `metrics.jsonl` holds nothing that a second run would measure differently. A run that goes on from a checkpoint cuts both files back to
 its step first and draws TensorBoard anew, so that no step is recorded twice.
@@ -14,7 +14,7 @@ from typing import TextIO
 from train.checkpoint import write_file
 
 METRICS_FILE = "metrics.jsonl"
-TIMINGS_FILE = "timings.jsonl"
+TIMINGS_FILE = "logs/timings.jsonl"
 TENSORBOARD = "tensorboard"
 
 Record = Mapping[str, float | int]
@@ -53,6 +53,7 @@ class MetricsLog:
             os.fsync(file.fileno())
 
     def _open(self, path: Path, step: int) -> TextIO:
+        path.parent.mkdir(exist_ok=True)
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         for record in kept:

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from train.metrics import MetricsLog, SilentLog, read_metrics
+from train.metrics import TIMINGS_FILE, MetricsLog, SilentLog, read_metrics
 
 
 def write(run: Path, first: int, last: int, *, log_step: int, seconds: float = 1.0) -> None:
@@ -26,7 +26,7 @@ def test_records_are_lines_of_json(tmp_path: Path) -> None:
         {"step": 2, "loss": 0.5},
         {"step": 3, "loss": 1 / 3},
     ]
-    assert next(read_metrics(tmp_path / "timings.jsonl")) == {"step": 1, "seconds": 1.0}
+    assert next(read_metrics(tmp_path / TIMINGS_FILE)) == {"step": 1, "seconds": 1.0}
 
 
 def test_going_on_repeats_the_undisturbed_record(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_metrics_describe_each_step(undisturbed: Path) -> None:
     assert records[5]["samples_seen"] == 96
     assert records[5]["epoch"] == 1.0  # 96 samples make an epoch
     assert records[0]["lr"] == pytest.approx(2e-3 / 3)  # a quarter of the run warms up
-    timings = list(read_metrics(undisturbed / "timings.jsonl"))
+    timings = list(read_metrics(undisturbed / "logs" / "timings.jsonl"))
     assert [record["step"] for record in timings] == list(range(1, STEPS + 1))
     assert all(record["samples_per_second"] > 0 for record in timings)
     assert len(list((undisturbed / "tensorboard").iterdir())) == 1

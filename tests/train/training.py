@@ -134,5 +134,5 @@ def run_training(
 
 def read_bytes(run: Path) -> dict[str, bytes]:
     """Return every file of a run that two equal runs must share, by its path in the run."""
-    paths = [run / "metrics.jsonl", *run.glob("checkpoints/*/*"), *run.glob("tokenizer/*")]
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(paths)}
+    files = {path.relative_to(run): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    return {str(path): data for path, data in files.items() if path.parts[0] not in {"logs", "tensorboard"}}
