@@ -220,7 +220,7 @@ def _read_jpeg_header(data: bytes) -> tuple[int, int, str]:
 
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a header cut off before it names a colour space
         raise ImageError(f"{_DECODING_ERROR}: not a readable JPEG header") from error
     return height, width, colorspace
 
