@@ -10,6 +10,7 @@ MAX_SCANS = 500
 _SOS = 0xDA
 _EOI = 0xD9
 _APP1 = 0xE1
+_PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 _STANDALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
@@ -59,6 +60,12 @@ def read_orientation(data: bytes) -> int:
         if segment.marker == _APP1 and data[body : body + 6] == _EXIF_HEADER:
             return _tiff_orientation(data[body + 6 : segment.end])
     return 1
+
+
+def count_scans(data: bytes) -> int:
+    """Return at least the number of scans of a progressive file (thumbnails count too), 1 for a sequential one."""
+    is_progressive = any(segment.marker in _PROGRESSIVE for segment in read_segments(data))
+    return data.count(b"\xff\xda") if is_progressive else 1
 
 
 def drop_junk(data: bytes) -> bytes:

@@ -37,12 +37,7 @@ class Target:
     scheme: str
     host: str
     port: int
-
-    @property
-    def origin(self) -> str:
-        """Scheme, host and port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+    origin: str  # scheme, host and port
 
 
 def parse_url(text: str, *, base: str | None = None) -> Target:
@@ -62,9 +57,10 @@ def parse_url(text: str, *, base: str | None = None) -> Target:
         raise PermanentError("Invalid URL")
     port = port if port is not None else (443 if scheme == "https" else 80)
     netloc = f"[{host}]" if ":" in host else host
+    origin = f"{scheme}://{netloc}:{port}"
     netloc += "" if port == (443 if scheme == "https" else 80) else f":{port}"
     path, query = _percent_encode(parts.path or "/", _PATH_SAFE), _percent_encode(parts.query, _QUERY_SAFE)
-    return Target(urlunsplit((scheme, netloc, path, query, "")), scheme, host, port)
+    return Target(urlunsplit((scheme, netloc, path, query, "")), scheme, host, port, origin)
 
 
 def _percent_encode(text: str, safe: str) -> str:

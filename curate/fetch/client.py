@@ -1,7 +1,7 @@
 """The polite HTTP client: it asks robots.txt first, never more than a host can bear, and cannot be made to hang.
 
     async with Client(config, memory, connections_per_host=8) as client:
-        await client.fetch(url, uid, consume)
+        await client.fetch(parse_url(url), uid, consume, trail)
 
 One client serves one shard. DNS answers and robots.txt outlive it in `Memory`, for the life of the process; opt-outs do not, so
 that a shard's rows depend on nothing but the hosts they name.
@@ -125,13 +125,14 @@ class Client:
         await asyncio.gather(*self._robots.values(), return_exceptions=True)
         await self._session.close()
 
-    async def fetch(self, url: str, uid: str, consume: Callable[[bytes], Awaitable[Result]], trail: set[str]) -> Result:
+    async def fetch(
+        self, target: Target, uid: str, consume: Callable[[bytes], Awaitable[Result]], trail: set[str]
+    ) -> Result:
         """Fetch a URL, hand its bytes to `consume` and return the result; raises FetchError. `trail` gathers the origins asked.
 
         The connection's place is free again only when `consume` is done: slow decoding slows the network, not memory.
         """
         config = self._config
-        target = parse_url(url)
         for attempt in range(config.retries + 1):
             try:
                 return await self._attempt(target, consume, trail)

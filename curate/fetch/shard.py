@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from curate.fetch.addresses import parse_url
+from curate.fetch.addresses import Target, parse_url
 from curate.fetch.client import Client, Memory
 from curate.fetch.config import DownloadConfig
 from curate.fetch.errors import DEADLINE, OPTED_OUT, FetchError, PermanentError
@@ -108,6 +108,13 @@ async def _fetch_all(
     urls, uids = rows["url"].to_pylist(), rows["uid"].to_pylist()
     hashes = rows["sha256"].to_pylist()
     fetched: dict[int, Fetched] = {}
+    targets: dict[int, Target] = {}
+    for row in wanted:
+        try:
+            targets[row] = parse_url(urls[row])
+        except PermanentError as error:
+            fetched[row] = Fetched(failed_download(str(error)))
+            report(fetched[row].result)
     async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
 
         async def fetch_row(row: int) -> None:
@@ -120,13 +127,13 @@ async def _fetch_all(
 
             trail: set[str] = set()
             try:
-                result = await client.fetch(urls[row], uids[row], consume, trail)
+                result = await client.fetch(targets[row], uids[row], consume, trail)
             except FetchError as error:
                 result = failed_download(str(error))
             fetched[row] = Fetched(result, frozenset(trail))
             report(result)
 
-        queues = _queue_by_host(urls, wanted)
+        queues = _queue_by_host(targets)
         workers = [
             asyncio.create_task(_drain(queue, fetch_row))
             for queue in queues
@@ -158,15 +165,11 @@ async def _drain(queue: list[int], fetch_row: Callable[[int], Awaitable[None]]) 
         await fetch_row(queue.pop())
 
 
-def _queue_by_host(urls: Sequence[str], wanted: Sequence[int]) -> list[list[int]]:
+def _queue_by_host(targets: dict[int, Target]) -> list[list[int]]:
     """Return the rows of each host, last first, so that `pop` takes them in order."""
     queues: dict[str, list[int]] = {}
-    for row in reversed(wanted):
-        try:
-            origin = parse_url(urls[row]).origin
-        except PermanentError:
-            origin = ""
-        queues.setdefault(origin, []).append(row)
+    for row in reversed(targets):
+        queues.setdefault(targets[row].origin, []).append(row)
     return list(queues.values())[::-1]
 
 

@@ -1,0 +1,344 @@
+"""Winnow's fetcher against img2dataset on one loopback server, in one run, taking turns.
+
+python -m benchmarks.bench_download                      # 12,000 images CPU-bound, 4,000 latency-bound, two rounds each
+python -m benchmarks.bench_download --num-images 3000 --rounds 1 --out FILE
+
+Both tools get the same list, the same number of processes and connections, the same mode (keep_ratio) and quality (95), and write the
+same layout. The server is a process of its own; its CPU time is not counted. Rates are taken from the shards' `_stats.json` (first
+start to last end), so that start-up is not in them; the whole wall time, start-up included, has a column of its own. CPU seconds cover
+all processes of a tool, found by a mark in their environment.
+
+Pictures: the real photos of `../shared/data` (or WINNOW_DATA) where present, else generated ones.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGE_SIZE = 224
+NUM_PROCESSES = 2
+CONNECTIONS = 32  # per process
+LATENCY_SECONDS = 0.2
+MARK = "WINNOW_BENCHMARK_RUN"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+_WINNOW = """
+import sys
+from curate.executor import Executor
+from curate.fetch.config import DownloadConfig
+from curate.fetch.download import download
+from curate.store import Pool
+from schemas.progress import SilentProgress
+urls, out, size, shard, processes, connections = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+config = DownloadConfig(image_size=size, resize_mode="keep_ratio", shard_size=shard, connections=connections,
+                        connections_per_host=connections * processes, allow_private=True)
+with Executor(num_workers=processes) as executor:
+    download(urls, Pool(out), config, executor=executor, progress=SilentProgress())
+"""
+_IMG2DATASET = """
+import sys
+from img2dataset import download
+if __name__ == "__main__":
+    urls, out, size, shard, processes, connections = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+    download(url_list=urls, input_format="parquet", url_col="url", caption_col="caption", output_format="webdataset",
+             output_folder=out, image_size=size, resize_mode="keep_ratio", number_sample_per_shard=shard,
+             processes_count=processes, thread_count=connections, timeout=20)
+"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one tool."""
+
+    images_per_second: float  # between the first shard's start and the last shard's end
+    wall_seconds: float  # of the command, start-up included
+    cpu_seconds: float  # of all its processes
+    num_successes: int
+
+    @property
+    def cpu_ms_per_image(self) -> float:
+        """CPU milliseconds per image, start-up included."""
+        return 1000 * self.cpu_seconds / max(1, self.num_successes)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run both cases and print a Markdown report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--num-images", type=int, default=12_000, help="images of the CPU-bound case; a third of it for the other"
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each tool per case; the medians are shown")
+    parser.add_argument("--out", type=Path, default=None, help="also write the report here")
+    options = parser.parse_args(arguments)
+    files, source = load_images()
+    lines = [
+        f"{len(files)} distinct pictures ({source}), {IMAGE_SIZE} px keep_ratio, JPEG 95, {NUM_PROCESSES} processes x {CONNECTIONS} connections.",
+        "",
+    ]
+    lines += ["| case | tool | images/s | wall s | CPU ms/image |", "|---|---|---|---|---|"]
+    for case, delay, count in (
+        ("CPU-bound", 0.0, options.num_images),
+        ("latency-bound (200 ms)", LATENCY_SECONDS, options.num_images // 3),
+    ):
+        lines += run_case(case, delay, count, options.rounds, files)
+    lines += ["", *report_errors(files)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+    return 0
+
+
+def run_case(case: str, delay: float, count: int, rounds: int, files: list[bytes]) -> list[str]:
+    """Measure both tools in turns and return table rows."""
+    tools = {"img2dataset": _IMG2DATASET, "winnow": _WINNOW}
+    runs: dict[str, list[Measurement]] = {name: [] for name in tools}
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    server = context.Process(target=serve, args=(files, delay, sender), daemon=True)
+    server.start()
+    try:
+        port = receiver.recv()
+        for turn in range(rounds):
+            for name, script in tools.items():
+                print(f"{case}: {name}, round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+                runs[name].append(measure(script, port, count))
+    finally:
+        server.terminate()
+        server.join()
+    rows = []
+    for name, found in runs.items():
+        rate, wall, cpu = (
+            statistics.median(getattr(m, f) for m in found)
+            for f in ("images_per_second", "wall_seconds", "cpu_ms_per_image")
+        )
+        rows.append(f"| {case} | {name} | {rate:.0f} | {wall:.1f} | {cpu:.2f} |")
+    ratios = [
+        statistics.median(getattr(m, f) for m in runs["winnow"])
+        / statistics.median(getattr(m, f) for m in runs["img2dataset"])
+        for f in ("images_per_second", "wall_seconds", "cpu_ms_per_image")
+    ]
+    return [*rows, f"| {case} | winnow / img2dataset | {ratios[0]:.2f} | {ratios[1]:.2f} | {ratios[2]:.2f} |"]
+
+
+def measure(script: str, port: int, count: int) -> Measurement:
+    """Run one tool over a fresh list and folder."""
+    shard_size = max(1, count // (2 * NUM_PROCESSES))
+    with tempfile.TemporaryDirectory(prefix="bench-download-") as name:
+        folder = Path(name)
+        urls = [f"http://127.0.0.1:{port}/{index}.jpg" for index in range(count)]
+        pq.write_table(
+            pa.table({"url": urls, "caption": [f"picture {index}" for index in range(count)]}), folder / "urls.parquet"
+        )
+        (folder / "run.py").write_text(script)
+        mark = secrets.token_hex(8)
+        arguments = [folder / "urls.parquet", folder / "out", IMAGE_SIZE, shard_size, NUM_PROCESSES, CONNECTIONS]
+        environment = {
+            **os.environ,
+            MARK: mark,
+            "NO_ALBUMENTATIONS_UPDATE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+        with (folder / "log").open("wb") as log, CpuMeter(mark) as meter:
+            start = time.monotonic()
+            subprocess.run(
+                [sys.executable, folder / "run.py", *map(str, arguments)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
+            wall = time.monotonic() - start
+        stats = [json.loads(path.read_text()) for path in (folder / "out").rglob("*_stats.json")]
+    seconds = max(s["end_time"] for s in stats) - min(s["start_time"] for s in stats)
+    successes = sum(s["successes"] for s in stats)
+    if successes != count:
+        print(f"warning: {count - successes} of {count} images failed", file=sys.stderr)
+    return Measurement(successes / seconds, wall, meter.seconds, successes)
+
+
+class CpuMeter:
+    """Adds up the CPU time of every process whose environment carries a mark, the detached ones too."""
+
+    def __init__(self, mark: str) -> None:
+        self._mark = f"{MARK}={mark}".encode()
+        self._known: dict[str, bool] = {}
+        self._ticks: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds seen so far; a process counts up to the last look at it, every 50 ms."""
+        return sum(self._ticks.values()) / _TICKS
+
+    def __enter__(self) -> "CpuMeter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            for entry in Path("/proc").iterdir():
+                if not entry.name.isdigit():
+                    continue
+                try:
+                    if self._is_marked(entry):
+                        values = (entry / "stat").read_text().rpartition(")")[2].split()
+                        self._ticks[entry.name] = int(values[11]) + int(values[12])
+                except OSError:  # it has just ended
+                    continue
+
+    def _is_marked(self, entry: Path) -> bool:
+        # A process between fork and exec still has its parent's environment, which carries the mark as well.
+        if not self._known.get(entry.name):
+            self._known[entry.name] = self._mark in (entry / "environ").read_bytes()
+        return self._known[entry.name]
+
+
+def serve(files: list[bytes], delay: float, sender: "multiprocessing.connection.Connection") -> None:
+    """Serve `files` round robin by the number in the path, each after `delay` seconds: as little work per request as can be."""
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+        for data in files
+    ]
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+            self.buffer = b""
+
+        def data_received(self, data: bytes) -> None:
+            self.buffer += data
+            while b"\r\n\r\n" in self.buffer:
+                request, self.buffer = self.buffer.split(b"\r\n\r\n", 1)
+                path = request.split(b" ", 2)[1]
+                number = path[1:].removesuffix(b".jpg")
+                answer = (
+                    answers[int(number) % len(answers)]
+                    if number.isdigit()
+                    else b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+                )
+                is_last = b"connection: close" in request.lower()
+                asyncio.get_running_loop().call_later(delay, self.send, answer, is_last)
+
+        def send(self, answer: bytes, is_last: bool) -> None:
+            if not self.transport.is_closing():
+                self.transport.write(answer)
+                if is_last:
+                    self.transport.close()
+
+    async def run() -> None:
+        server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=1024)
+        sender.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def load_images() -> tuple[list[bytes], str]:
+    """Return JPEG files and where they come from."""
+    folder = Path(os.environ.get("WINNOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    paths = [path for name in ("coco", "openstax", "grocery") for path in sorted((folder / name).rglob("*.jpg"))[:84]]
+    if paths:
+        return [path.read_bytes() for path in paths], "real photos and figures, 348 to 640 px"
+    return generate_images(), "generated, 320 to 960 px"
+
+
+def generate_images(count: int = 96) -> list[bytes]:
+    """Return pictures with the spectrum of photos: noise whose amplitude falls with frequency."""
+    from curate.images import encode
+
+    found = []
+    for index in range(count):
+        random = np.random.default_rng(index)
+        height, width = (int(v) for v in random.integers(320, 960, 2))
+        frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(height, width)
+        layers = [
+            np.fft.irfft2(np.fft.rfft2(random.standard_normal((height, width))) / frequencies**1.2, (height, width))
+            for _ in range(3)
+        ]
+        stacked = np.stack(layers, -1)
+        found.append(encode(np.clip(128 + 48 * stacked / stacked.std(), 0, 255).astype(np.uint8), "jpg", 85))
+    return found
+
+
+def report_errors(files: list[bytes]) -> list[str]:
+    """Return a table of how far each resize is from a floating-point reference, before JPEG encoding."""
+    import cv2
+
+    from curate.images import OVERSAMPLING, decode, plan_size, resize
+
+    found: dict[str, list[tuple[float, float]]] = {"winnow": [], "img2dataset (cv2.INTER_AREA)": []}
+    for data in files[::4]:
+        full = decode(data)
+        height, width = plan_size(full.shape[0], full.shape[1], IMAGE_SIZE, "keep_ratio")
+        if height >= full.shape[0]:
+            continue
+        reduced = decode(data, min_side=int(OVERSAMPLING * min(height, width)) + 1)
+        ours = resize(reduced, IMAGE_SIZE, "keep_ratio", original=(full.shape[0], full.shape[1]))
+        theirs = cv2.resize(full, (width, height), interpolation=cv2.INTER_AREA)
+        references = resample(full, height, width, area_weights), resample(full, height, width, lanczos_weights)
+        for name, image in zip(found, (ours, theirs), strict=True):
+            found[name].append((psnr(image, references[0]), psnr(image, references[1])))
+    rows = ["Pixel error of the downscale, PSNR in dB (higher is nearer), mean over pictures:", ""]
+    rows += ["| resize | exact area average (float64) | Lanczos-3 (float64) |", "|---|---|---|"]
+    rows += [
+        f"| {name} | {np.mean([v[0] for v in values]):.1f} | {np.mean([v[1] for v in values]):.1f} |"
+        for name, values in found.items()
+    ]
+    return rows
+
+
+def resample(rgb: np.ndarray, height: int, width: int, weights: "type[object] | object") -> np.ndarray:
+    """Resize in float64 with explicit weight matrices."""
+    vertical, horizontal = weights(rgb.shape[0], height), weights(rgb.shape[1], width)  # type: ignore[operator]
+    return np.clip(
+        np.einsum("ih,hwc->iwc", vertical, np.einsum("jw,hwc->hjc", horizontal, rgb.astype(np.float64))), 0, 255
+    )
+
+
+def area_weights(source: int, target: int) -> np.ndarray:
+    """Return the (target, source) matrix of an exact area average."""
+    edges = np.arange(target + 1) * source / target
+    cells = np.arange(source)
+    overlap = np.minimum(edges[1:, None], cells[None] + 1) - np.maximum(edges[:-1, None], cells[None])
+    weights = np.maximum(overlap, 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def lanczos_weights(source: int, target: int) -> np.ndarray:
+    """Return the (target, source) matrix of a Lanczos-3 filter widened by the scale."""
+    scale = max(1.0, source / target)
+    centres = (np.arange(target) + 0.5) * source / target - 0.5
+    distance = (np.arange(source)[None] - centres[:, None]) / scale
+    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio in dB."""
+    return float(10 * np.log10(255**2 / max(1e-9, float(((image.astype(np.float64) - reference) ** 2).mean()))))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
