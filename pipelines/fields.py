@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import math
 import re
 import textwrap
 import tokenize
@@ -43,6 +44,8 @@ class Setting:
             return "null"
         if isinstance(self.default, bool):
             return str(self.default).lower()
+        if isinstance(self.default, float) and math.isinf(self.default):
+            return ".inf" if self.default > 0 else "-.inf"
         if dataclasses.is_dataclass(self.default):
             return ""
         if isinstance(self.default, Mapping):
@@ -95,7 +98,8 @@ def describe_kind(kind: object) -> str:
 
 def settings_class(kind: object) -> type | None:
     """Return the dataclass or pydantic model inside a type such as `Top | None`, or None where there is none."""
-    for candidate in (kind, *typing.get_args(kind)):
+    is_union = typing.get_origin(kind) in {typing.Union, types.UnionType}
+    for candidate in typing.get_args(kind) if is_union else (kind,):
         if isinstance(candidate, type) and (dataclasses.is_dataclass(candidate) or hasattr(candidate, "model_fields")):
             return candidate
     return None

@@ -218,7 +218,9 @@ def _explain(tree: Tree, details: ErrorDetails) -> str:
     name = ".".join(str(key) for key in path)
     if details["type"] in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return f"{place}: {name} is required"
-    message = details["msg"].removeprefix("Value error, ")
+    message = (
+        details["msg"].removeprefix("Value error, ").replace("dictionary", "mapping").replace(" after validation", "")
+    )
     if message.startswith("Input "):
         return f"{place}: {name} {message.removeprefix('Input ')}, got {details['input']!r}"
     return f"{place}: {name}: {message}" if name else f"{place}: {message}"

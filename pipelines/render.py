@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from curate.annotate import AnnotateReport
     from curate.build import BuildReport
     from curate.fetch.download import DownloadReport
+    from curate.fetch.importing import ImportReport
     from curate.select import SelectReport
     from curate.store import Pool
     from pipelines.status import PoolStatus
@@ -70,13 +71,20 @@ def tabulate_download(report: "DownloadReport") -> RenderableType:
         f"{report.num_rows:,} URLs in {report.num_shards_written:,} of {report.num_shards:,} shards, "
         f"{report.num_successes:,} downloaded ({_percent(report.success_ratio)})"
     )
-    errors = [(message, count) for message, count in report.messages.items() if message != STATUS_SUCCESS]
-    if not errors:
-        return summary
-    table = _table("error", right=("samples",))
-    for message, count in errors[:MAX_ERRORS]:
-        table.add_row(escape(message), f"{count:,}")
-    return Group(summary, "", table)
+    return _with_errors(summary, report.messages)
+
+
+def tabulate_import(report: "ImportReport") -> RenderableType:
+    """Return what an import brought, with the most frequent errors of its rows."""
+    if not report.num_shards_written:
+        return f"{UP_TO_DATE}: {report.num_shards:,} shards, nothing left to import"
+    parts = [
+        f"{report.num_rows:,} rows of {report.kind} became {report.num_samples:,} samples in {report.num_shards:,} shards, "
+        f"{report.num_successes:,} with an image"
+    ]
+    if report.num_known:
+        parts.append(f"the pool had {report.num_known:,} of them already")
+    return _with_errors("; ".join(parts), report.messages)
 
 
 def tabulate_annotations(report: "AnnotateReport") -> RenderableType:
@@ -243,6 +251,16 @@ def _cell(value: object) -> str:
 
 def _is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _with_errors(summary: str, messages: Mapping[str, int]) -> RenderableType:
+    errors = [(message, count) for message, count in messages.items() if message != STATUS_SUCCESS]
+    if not errors:
+        return summary
+    table = _table("error", right=("samples",))
+    for message, count in errors[:MAX_ERRORS]:
+        table.add_row(escape(message), f"{count:,}")
+    return Group(summary, "", table)
 
 
 def _table(*left: str, right: tuple[str, ...] = ()) -> Table:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -136,12 +136,22 @@ def _end(ctx: typer.Context, code: int, message: str) -> NoReturn:
     ctx.exit(code)
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever stderr is at that moment, so that a caller may redirect it."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Ignore the stream that the base class was made with."""
+
+
 def _configure_logging(is_verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if is_verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s" if is_verbose else "%(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
+    handler = _StderrHandler()
+    shape = "%(asctime)s %(levelname)s %(name)s: %(message)s" if is_verbose else "%(message)s"
+    handler.setFormatter(logging.Formatter(shape))
+    logging.basicConfig(level=logging.INFO if is_verbose else logging.WARNING, handlers=[handler], force=True)
     # The lines that stand for a progress bar are shown always.
     logging.getLogger("pipelines.progress").setLevel(logging.INFO)

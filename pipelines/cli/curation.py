@@ -1,7 +1,6 @@
 """The commands that make data: download, retry, import, annotate, operators, select, sql, build, status."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 
 from curate.build import BuildConfig
 from curate.fetch.config import DownloadConfig
+from curate.fetch.importing import ImportConfig
 from pipelines.cli.app import (
     REPEATABLE,
     AddressOption,
@@ -24,17 +24,17 @@ from pipelines.cli.app import (
     show,
     show_json,
 )
-from pipelines.cli.flags import read_selection, stored_settings, with_settings
+from pipelines.cli.flags import SelectionFlags, choose_selection, stored_settings, with_settings
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from curate.selection import Selection
+    pass
 
 
 @app.command()
 @with_settings(DownloadConfig)
 def download(
-    urls: Annotated[list[str], typer.Argument(metavar="URLS...", help="Lists: paths, globs or fsspec URLs.")],
+    urls: Annotated[list[str], typer.Argument(metavar="URLS", help="Lists: paths, globs or fsspec URLs.")],
     pool: PoolOption,
     config: DownloadConfig,
     address: AddressOption = "",
@@ -63,13 +63,31 @@ def retry(
     show(tabulate_download(report))
 
 
+@app.command("import")
+@with_settings(ImportConfig)
+def import_dir(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR", help="Tars, an image folder, or a Hugging Face datasets folder.")
+    ],
+    pool: PoolOption,
+    config: ImportConfig,
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+) -> None:
+    """Bring existing data into a pool. Tars stay where they are; image folders and datasets are packed."""
+    from curate.fetch.importing import import_dir as run
+    from pipelines.render import tabulate_import
+
+    with make_executor(address, num_workers) as executor:
+        report = run(source, open_pool(pool), config, executor=executor, progress=make_progress())
+    show(tabulate_import(report))
+
+
 @app.command()
 def annotate(
     operators: Annotated[
         list[str],
-        typer.Argument(
-            metavar="OP[:KEY=VALUE,...]...", help="Operators, or .py files with one; see `winnow operators`."
-        ),
+        typer.Argument(metavar="OP[:KEY=VALUE,...]", help="Operators, or .py files with one; see `winnow operators`."),
     ],
     pool: PoolOption,
     address: AddressOption = "",
@@ -127,23 +145,16 @@ def select(
     from curate.select import select as run
     from pipelines.render import describe_selection, tabulate_funnel
 
-    flags: dict[str, object] = {
-        "--rule": rule,
-        "--weight": weight,
-        "--caption": caption,
-        "--top": top,
-        "--per-group": per_group,
-    }
-    flags |= {"--limit": limit, "--seed": seed}
-    if recipe:
-        given = [flag for flag, value in flags.items() if value]
-        if given:
-            raise InputError(f"{given[0]} and --recipe were both given; change a recipe with --set, or leave it out")
-        selection = _recipe_selection(recipe, [*(overrides or []), *([f"name={name}"] if name else [])])
-    else:
-        if overrides:
-            raise InputError("--set changes a recipe; give one with --recipe, or use --rule and the other flags")
-        selection = read_selection(name, rule, weight, caption, top, per_group, limit, seed)
+    flags = SelectionFlags(
+        rules=rule or (),
+        weight=weight,
+        captions=caption or (),
+        top=top,
+        per_group=per_group,
+        limit=limit,
+        seed=seed,
+    )
+    selection = choose_selection(name, flags, recipe, overrides or [])
     opened = open_pool(pool)
     report = run(opened, selection, progress=make_progress())
     if as_json:
@@ -211,12 +222,3 @@ def status(pool: PoolOption, as_json: JsonFlag = False) -> None:
 
     found = look(open_pool(pool))
     typer.echo(found.to_json()) if as_json else show(tabulate_status(found))
-
-
-def _recipe_selection(recipe: str, overrides: Sequence[str]) -> "Selection":
-    from curate.selection import Selection
-    from pipelines.recipe import load_section
-
-    selection = load_section("select", recipe, overrides)
-    assert isinstance(selection, Selection)
-    return selection

@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,41 +59,61 @@ def stored_settings(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in stored.items() if value is not None}
 
 
-def read_selection(
-    name: str,
-    rules: Sequence[str] | None,
-    weight: str,
-    captions: Sequence[str] | None,
-    top: str,
-    per_group: str,
-    limit: str,
-    seed: int,
-) -> "Selection":
-    """Return the selection that the flags of `winnow select` describe."""
+@dataclass(frozen=True, kw_only=True)
+class SelectionFlags:
+    """What `winnow select` was told by flags; empty where it was not."""
+
+    rules: Sequence[str] = ()
+    weight: str = ""
+    captions: Sequence[str] = ()
+    top: str = ""
+    per_group: str = ""
+    limit: str = ""
+    seed: int = 0
+
+
+def choose_selection(name: str, flags: SelectionFlags, recipe: str, overrides: Sequence[str]) -> "Selection":
+    """Return the selection of a recipe, or else the one that the flags describe; both at once are refused."""
+    if recipe:
+        from pipelines.recipe import load_section
+
+        given = [field.name for field in fields(flags) if getattr(flags, field.name)]
+        if given:
+            flag = f"--{given[0].rstrip('s').replace('_', '-')}"
+            raise InputError(f"{flag} and --recipe were both given; change a recipe with --set, or leave it out")
+        found = load_section("select", recipe, [*overrides, *([f"name={name}"] if name else [])])
+        return typing.cast("Selection", found)
+    if overrides:
+        raise InputError("--set changes a recipe; give one with --recipe, or use --rule and the other flags")
+    return _read_selection(name, flags)
+
+
+def _read_selection(name: str, flags: SelectionFlags) -> "Selection":
     from curate.selection import Limit, PerGroup, Selection, Top
 
     if not name:
         raise InputError("a selection needs a name; give --name NAME")
     named: dict[str, str] = {}
-    for text in rules or []:
+    for text in flags.rules:
         reason, equals, predicate = (part.strip() for part in text.partition("="))
         if not equals or not reason or reason in named:
             problem = "is there twice" if reason in named else "is not REASON=SQL"
             raise InputError(f"--rule {text!r} {problem}; write --rule 'wide enough=image_width >= 200'")
         named[reason] = predicate
-    mixture = dict(_split_number("--caption", text) for text in captions or ["alt_text=1"])
-    top_by, share = _split_number("--top", top) if top else ("", 0.0)
-    group, group_size = _split_number("--per-group", per_group) if per_group else ("", 0.0)
-    limit_by, most = _split_number("--limit", limit if "=" in limit else f"={limit}") if limit else ("", 0.0)
+    mixture = dict(_split_number("--caption", text) for text in flags.captions or ["alt_text=1"])
+    top_by, share = _split_number("--top", flags.top) if flags.top else ("", 0.0)
+    group, group_size = _split_number("--per-group", flags.per_group) if flags.per_group else ("", 0.0)
+    limit = flags.limit if "=" in flags.limit else f"={flags.limit}"
+    limit_by, most = _split_number("--limit", limit) if flags.limit else ("", 0.0)
     return Selection(
         name=name,
         rules=named,
-        weight=weight or "1.0",
+        weight=flags.weight or "1.0",
         captions=mixture,
-        top=Top(by=top_by, fraction=share) if top else None,
-        per_group=PerGroup(by=group, num_samples=int(group_size)) if per_group else None,
-        limit=Limit(by=limit_by or None, num_samples=int(most)) if limit else None,
-        seed=seed,
+        top=Top(by=top_by, fraction=share) if flags.top else None,
+        per_group=PerGroup(by=group, num_samples=int(group_size)) if flags.per_group else None,
+        limit=Limit(by=limit_by or None, num_samples=int(most)) if flags.limit else None,
+        seed=flags.seed,
     )
 
 
@@ -109,8 +130,8 @@ def _flag(setting: Setting) -> object:
     """Return the annotation that makes a flag of a setting: the default stays with the settings class."""
     name = f"--{setting.name.replace('_', '-')}"
     kind = _flag_type(setting)
-    text = f"{setting.help[:1].upper()}{setting.help[1:]}." if setting.help else ""
-    text += f" [default: {setting.default_text}]" if setting.default_text else ""
+    default = ",".join(setting.default) if isinstance(setting.default, tuple) else setting.default_text
+    text = setting.help + (f" [default: {default}]" if setting.default is not None and default else "")
     if kind is bool:
         return Annotated[bool | None, typer.Option(f"{name}/--no-{name[2:]}", help=text, show_default=False)]
     metavar = {int: "N", float: "X", tuple: "A,B,..."}.get(kind, "TEXT")

@@ -21,7 +21,7 @@ class Outer:
     """Settings of every kind."""
 
     # Of the picture.
-    size: int = 256  # pixels  # noqa: E999
+    size: int = 256  # pixels
     untold: float = 0.5
 
     # Of the rest.
