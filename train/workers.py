@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Protocol, cast
 
@@ -72,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Filled:
-    """A filled batch; `images` (rows, S, S, 3) is overwritten when the next one is asked for."""
+    """A filled batch; the memory of `images` (rows, S, S, 3) is used again when nothing refers to it any more."""
 
     request: Request
     images: Pixels
@@ -136,11 +137,13 @@ class WorkerPool:
     def __init__(self, job: Job, *, max_rows: int, image_size: int, num_workers: int, prefetch: int = 3) -> None:
         self._job = job
         self._num_workers = num_workers
-        # The batch handed out occupies a slot too.
-        self._layout = Layout(max(1, prefetch) + 1 if num_workers else 1, max_rows, image_size)
+        # Besides the batches being made: the one in use, and the one that is being asked for.
+        self._layout = Layout(max(1, prefetch) + 2, max_rows, image_size)
         self._workers: list[_Worker] = []
         self._slots: list[tuple[Indices, Pixels]] = []
         self._tasks: dict[int, _Task] = {}
+        self._free: deque[int] = deque()
+        self._kept: dict[int, weakref.ref[Pixels]] = {}  # slots that a caller still refers to
         self._sequence = 0
         self._runs = 0
         self._finalizer: weakref.finalize[[list[_Worker]], WorkerPool] | None = None
@@ -160,14 +163,15 @@ class WorkerPool:
             self._finalizer()
         self._finalizer = None
         self._workers, self._slots, self._tasks = [], [], {}
+        self._free, self._kept = deque(), {}
 
     def _run_here(self, requests: Iterator[Request]) -> Iterator[Filled]:
         size = self._layout.image_size
-        images = np.empty((self._layout.max_rows, size, size, 3), dtype=np.uint8)
         for request in requests:
-            pictures = images[: len(request.indices)]
-            texts = self._job.fill(request.key, 0, request.indices, pictures)
-            yield Filled(request, pictures, texts)
+            images = np.empty((len(request.indices), size, size, 3), dtype=np.uint8)
+            texts = self._job.fill(request.key, 0, request.indices, images)
+            yield Filled(request, images, texts)
+            del images
 
     def _run_workers(self, requests: Iterator[Request]) -> Iterator[Filled]:
         self._runs += 1
@@ -176,26 +180,38 @@ class WorkerPool:
             self._start()
             while any(task.waiting for task in self._tasks.values()):  # an earlier run was left in the middle
                 self._receive()
+            self._free.extend(task.slot for task in self._tasks.values())
             self._tasks.clear()
-        free = deque(range(self._layout.num_slots))
         order: deque[int] = deque()
         while True:
             with self._closing_on_error():
-                while free and (request := next(requests, None)) is not None:
-                    order.append(self._submit(request, free.popleft()))
+                while self._free and (request := next(requests, None)) is not None:
+                    order.append(self._submit(request, self._free.popleft()))
                 if not order:
                     return
                 task = self._tasks[order[0]]
                 while task.waiting:
                     self._receive()
                 del self._tasks[order.popleft()]
-            images = self._slots[task.slot][1][: len(task.request.indices)]
-            yield Filled(task.request, images, [text for worker in sorted(task.texts) for text in task.texts[worker]])
+            yield Filled(
+                task.request,
+                self._hand_out(task, may_keep=len(self._free) + len(order) > 1),
+                [text for worker in sorted(task.texts) for text in task.texts[worker]],
+            )
             if run != self._runs:
                 raise RuntimeError(
                     "these batches ended when others were asked for; use one iterator of a loader at a time"
                 )
-            free.append(task.slot)
+
+    def _hand_out(self, task: _Task, *, may_keep: bool) -> Pixels:
+        """Return a task's pictures; its slot is free when the caller has dropped them, or at once where that would stop the workers."""
+        images = self._slots[task.slot][1][: len(task.request.indices)]
+        if not may_keep:
+            self._free.append(task.slot)
+            return images.copy()
+        # Tensors made of the array hold it. A closed pool forgets its slots, and the memory goes with the last array.
+        self._kept[task.slot] = weakref.ref(images, partial(_release, self._kept, self._free, task.slot))
+        return images
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -245,6 +261,7 @@ class WorkerPool:
             return
         with _shared_memory(self._layout.num_bytes) as memory:
             self._slots = self._layout.map(memory)
+            self._free = deque(range(self._layout.num_slots))
             workers: list[_Worker] = []
             self._finalizer = weakref.finalize(self, _stop, workers)
             for _ in range(self._num_workers):
@@ -304,6 +321,11 @@ def _spawn(memory: int) -> _Worker:
     )
     theirs.close()
     return _Worker(process, ours)
+
+
+def _release(kept: dict[int, "weakref.ref[Pixels]"], free: deque[int], slot: int, _: object) -> None:
+    kept.pop(slot, None)
+    free.append(slot)
 
 
 def _death(worker: _Worker) -> WorkerError:

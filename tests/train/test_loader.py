@@ -15,7 +15,7 @@ from PIL import Image
 from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import Sample, draw_picture, encode_picture, make_samples, make_uid, write_dataset
 from train.index import Dataset
-from train.loader import Batch, Loader, LoaderConfig, center_box, decode_crop, random_box
+from train.loader import Batch, Decoder, Loader, LoaderConfig, center_box, random_box
 from train.workers import WorkerError
 
 MIXTURE = {"alt_text": 0.3, "recaption": 0.3, "rewrite[*]": 0.4}
@@ -142,6 +142,18 @@ def test_another_iterator_ends_the_first_and_is_not_disturbed_by_it(dataset: Dat
             next(first)
         assert next(second).step == 1
         assert loader.worker_pids == pids
+
+
+def test_batches_keep_their_pixels_as_long_as_anyone_looks(dataset: Dataset) -> None:
+    expected = [batch.images.numpy() for batch in _take(dataset, CONFIG, 0, 20)]
+    with Loader(dataset, replace(CONFIG, num_workers=2, prefetch=1)) as loader:
+        batches = loader.batches(0)
+        some = [next(batches).images[3:5] for _ in range(6)]  # parts of batches, more of them than are made ahead
+        for _ in range(8):
+            next(batches)
+        some += [next(batches).images[3:5] for _ in range(6)]
+    for step, part in zip([*range(6), *range(14, 20)], some, strict=True):
+        np.testing.assert_array_equal(part.numpy(), expected[step][3:5])
 
 
 def test_a_killed_worker_is_an_error_at_once(dataset: Dataset) -> None:
@@ -277,7 +289,7 @@ def test_the_center_box_is_the_middle_square() -> None:
 
 def _decode(data: bytes, size: int = 32) -> np.ndarray:
     out = np.empty((size, size, 3), dtype=np.uint8)
-    decode_crop(data, center_box, out)
+    Decoder().crop(data, center_box, out)
     return out
 
 

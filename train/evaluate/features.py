@@ -9,7 +9,7 @@ import torch
 
 from schemas.progress import Progress
 from train.evaluate.task import ImageSet
-from train.loader import center_box, fill_images, use_one_thread
+from train.loader import Decoder, center_box, fill_images, use_one_thread
 from train.reader import ImageReader
 from train.sampler import Indices
 from train.workers import Pixels, Request, WorkerPool
@@ -76,6 +76,7 @@ class _DecodeJob:
 
     def __post_init__(self) -> None:
         self._reader = ImageReader(self.images.tars)
+        self._decoder = Decoder()
 
     def __reduce__(self) -> "tuple[type[_DecodeJob], tuple[ImageSet]]":
         return type(self), (self.images,)
@@ -86,5 +87,5 @@ class _DecodeJob:
     def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
         del key, first
         places = (self.images.shards[indices], self.images.offsets[indices], self.images.sizes[indices])
-        fill_images(self._reader, places, lambda _: center_box, images)
+        fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
         return []
