@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.alignment import Aligner, LabelFiles, read_footers, shard_header
+from curate.alignment import Aligner, LabelFiles, annotate_command, read_footers, shard_header
 from curate.expression import References, Tree, find_references, replace_table
 from curate.store import Pool
 from schemas.annotation import UID_COLUMN
@@ -88,6 +88,8 @@ class Catalog:
         settings: dict[str, object] = {"temp_directory": f"{self.folder.name}/spill", "enable_progress_bar": False}
         # No extension is fetched from the network behind the user's back.
         settings |= {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        # DuckDB 2.0 ends with an internal error where it would fetch file_index or file_row_number after an ORDER BY ... LIMIT.
+        settings["disabled_optimizers"] = "late_materialization"
         if self._memory_limit:
             settings["memory_limit"] = self._memory_limit
         if self._threads:
@@ -185,17 +187,12 @@ class Catalog:
     def annotate_command(self, label: str) -> str:
         """Return the command that completes a label."""
         target = self.labels[label]
-        parameters = {key: value for key, value in self.files(label).parameters.items() if value not in (None, "", {})}
-        if label != target.operator:
-            parameters["label"] = label
-        settings = ",".join(f"{key}={_flag(value)}" for key, value in parameters.items())
-        call = f"{target.operator}:{settings}" if settings else target.operator
-        return f"winnow annotate --pool {self.pool.root} {_shell(call)}"
+        return annotate_command(self.pool, label, target, self.files(label).parameters)
 
     def files(self, label: str) -> LabelFiles:
         """Return a label's files, one per shard, every one of them as long as its shard and in its order."""
         if label not in self._files:
-            self._files[label] = self._aligner.align(self.labels[label])
+            self._files[label] = self._aligner.align(label, self.labels[label])
         return self._files[label]
 
     def parse(self, expression: str) -> References:
@@ -415,11 +412,3 @@ def _literal(value: object) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
     return "'" + str(value).replace("'", "''") + "'"
-
-
-def _flag(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _shell(text: str) -> str:
-    return text if re.fullmatch(r"[\w:=,./@+-]+", text) else "'" + text.replace("'", "'\\''") + "'"

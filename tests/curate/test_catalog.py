@@ -202,3 +202,9 @@ def test_unused_and_unfinished_labels_do_not_matter(pool: Pool) -> None:
     assert rows(pool, "SELECT count(*) FROM pool WHERE b32.clip_score >= 0") == [(36,)]
     with pytest.raises(MissingColumnsError, match="winnow annotate"):
         rows(pool, "SELECT count(*) FROM pool WHERE later.caption_num_words >= 0")
+
+
+def test_the_first_rows_of_an_order_by_shard_or_row(tmp_path: Path) -> None:
+    with Catalog(make_pool(tmp_path / "pool")) as catalog:
+        query = "SELECT uid, row, url FROM samples WHERE shard = 1 ORDER BY row DESC LIMIT 2"
+        assert [row for _, row, _ in catalog.sql(query).fetchall()] == [11, 10]
