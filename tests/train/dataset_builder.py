@@ -48,7 +48,9 @@ def encode_picture(rgb: np.ndarray, format: str = "jpeg", **options: object) -> 
     return file.getvalue()
 
 
-def make_samples(count: int, *, weights: Sequence[float] | None = None, size: tuple[int, int] = (80, 60)) -> list[Sample]:
+def make_samples(
+    count: int, *, weights: Sequence[float] | None = None, size: tuple[int, int] = (80, 60)
+) -> list[Sample]:
     """Return samples with an alt-text, a recaption on every third one, and up to two rewrites."""
     return [
         Sample(
@@ -117,7 +119,9 @@ def _write_shard(folder: Path, name: str, samples: Sequence[Sample]) -> ShardEnt
                 txt_offset,
                 len(text),
             )
-            rows.append(dict(zip((column for column, _ in SIDECAR_COLUMNS), fixed, strict=True)) | dict(sample.captions))
+            rows.append(
+                dict(zip((column for column, _ in SIDECAR_COLUMNS), fixed, strict=True)) | dict(sample.captions)
+            )
         tar.close()
     kinds = {name: _caption_type(samples, name) for name in samples[0].captions}
     schema = pa.schema([*(pa.field(n, t) for n, t in SIDECAR_COLUMNS), *(pa.field(n, t) for n, t in kinds.items())])
