@@ -9,7 +9,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from curate.row_pass import RowPass, ShardReport, annotate_shard, load_consumer,
 from curate.store import Pool, ShardHeader
 from schemas.errors import ContractError, InputError, ShardError
 from schemas.progress import Progress, SilentProgress
+from schemas.sample import shard_name
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +97,8 @@ class _Run:
     def go(self) -> None:
         # Set first, not last: a selection must be able to say how many shards a label lacks.
         self._pool.set_labels(label_targets(self._plan))
+        self._remove_abandoned()
         for planned in self._plan:
-            self._pool.remove_abandoned(self._pool.annotation_folder(planned.operator.name, planned.fingerprint))
             if is_from_file(planned.operator):
                 self._executor.share_module(sys.modules[type(planned.operator).__module__])
         for phase in sorted({planned.phase for planned in self._plan}):
@@ -107,13 +109,14 @@ class _Run:
                 for planned in members:
                     self._run_pool(planned)
 
+        self._remove_abandoned()  # what workers that died left behind
+
     def describe(self) -> str:
         """Return what is committed, for a person who just pressed Ctrl-C."""
         total = len(self._headers)
-        return ", ".join(
-            f"{p.labels[0]} {total - len(self._missing[p.fingerprint]) + len(self._done[p.fingerprint])} of {total} shards"
-            for p in self._plan
-        )
+        # Asked of the disk: a worker may have committed what it had not reported yet.
+        left = {p.labels[0]: len(_missing(self._pool, p, self._headers, self._digest)) for p in self._plan}
+        return ", ".join(f"{label} {total - missing} of {total} shards" for label, missing in left.items())
 
     def reports(self) -> Iterator[OperatorReport]:
         """Yield a report for every label."""
@@ -130,6 +133,10 @@ class _Run:
                     num_errors=sum(done.values()),
                 )
 
+    def _remove_abandoned(self) -> None:
+        for planned in self._plan:
+            self._pool.remove_abandoned(self._pool.annotation_folder(planned.operator.name, planned.fingerprint))
+
     def _run_rows(self, members: list[Planned]) -> None:
         lacking = [(planned, set(self._missing[planned.fingerprint])) for planned in members]
         wanted = {shard: [planned for planned, shards in lacking if shard in shards] for shard in self._headers}
@@ -143,24 +150,22 @@ class _Run:
         failures: dict[str, str] = {}
         num_errors = 0
         self._progress.start("annotate", sum(unit.num_rows for unit in units), "samples")
-        try:
+        with closing(self._progress), closing(outcomes):
             for outcome in outcomes:
                 if outcome.result is None:
                     if isinstance(outcome.cause, ContractError | InputError):
                         raise outcome.cause  # every shard would say the same
-                    failures[f"{outcome.unit.shard:05d}"] = outcome.error or ""
+                    failures[shard_name(outcome.unit.shard)] = outcome.error or ""
                     continue
                 self._record(row_pass, outcome.result)
                 num_errors += sum(outcome.result.num_errors.values())
                 self._progress.advance(outcome.result.num_rows, errors=str(num_errors))
-        finally:
-            self._progress.close()
         if failures:
             raise _shard_error(failures, len(units))
 
     def _start(
         self, row_pass: RowPass, without: list[ShardHeader], with_model: list[ShardHeader]
-    ) -> Iterator[Outcome[ShardHeader, ShardReport]]:
+    ) -> Generator[Outcome[ShardHeader, ShardReport], None, None]:
         if without:
             yield from self._executor.map(functools.partial(annotate_shard, row_pass), without)
         if with_model:

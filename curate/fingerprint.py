@@ -32,6 +32,8 @@ _MODEL_FILES = (
     "pytorch_model.bin.index.json",
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
+# Modules made of a user's file; the digest of the file follows.
+FILE_MODULE_PREFIX = "winnow_operator_"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHUNK_BYTES = 1 << 22
 
@@ -43,15 +45,24 @@ def fingerprint(operator: Operator, upstream: Mapping[str, str]) -> str:
     """Return the sha256 hex digest of an operator with its parameters and of where its inputs come from.
 
     `upstream` maps an input column to its origin: `<fingerprint>.<column>` for an annotation, the column's name for a sample column
-    that another was bound to. Inputs that carry their own name are left out. Labels and paths are no part of it.
+    that another was bound to. Inputs that carry their own name are left out. Labels and paths are no part of it. An operator that is a
+    user's file is identified by that file's content as well.
     """
-    content = {
+    content: dict[str, object] = {
         "name": operator.name,
         "version": operator.version,
         "parameters": operator.identity(),
         "upstream": dict(upstream),
     }
+    if source_of(operator):
+        content["source"] = source_of(operator)
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def source_of(operator: Operator) -> str:
+    """Return the digest of the user's file an operator comes from, or nothing where it is one of Winnow's."""
+    module = type(operator).__module__
+    return module.removeprefix(FILE_MODULE_PREFIX) if module.startswith(FILE_MODULE_PREFIX) else ""
 
 
 def canonical_json(content: object) -> str:

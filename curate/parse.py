@@ -12,11 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from curate.fingerprint import FILE_MODULE_PREFIX, source_of
 from curate.operator import Operator, find_operator
 from schemas.errors import InputError
 
 _BIND_PREFIX = "bind."
-_FILE_MODULE_PREFIX = "winnow_operator_"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -77,13 +77,14 @@ def find_class(name: str) -> type[Operator]:
 
 def is_from_file(operator: Operator) -> bool:
     """Tell whether an operator is a user's file, whose code workers do not have."""
-    return type(operator).__module__.startswith(_FILE_MODULE_PREFIX)
+    return source_of(operator) != ""
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"operator file {str(path)!r} does not exist")
-    name = _FILE_MODULE_PREFIX + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    # Named by content, so that an edited file is another module, with other annotations: nobody raises the version of a draft.
+    name = FILE_MODULE_PREFIX + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
