@@ -5,20 +5,27 @@ and one that does not exist is replaced by a file of nulls; both go to a tempora
 """
 
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.fingerprint import pool_digest
+from curate.parse import find_class
 from curate.store import LabelTarget, Pool, ShardHeader
-from schemas.annotation import UID_COLUMN, AnnotationHeader
+from schemas.annotation import HEADER_PREFIX, UID_COLUMN, AnnotationHeader
 from schemas.errors import InputError, MissingColumnsError
 from schemas.sample import SHARD_DIGEST_KEY, TAR_LOCATION_KEY, UID_DIGEST_KEY, shard_name
 
 _REMOTE_READERS = 32
+# Footers of annotations are smaller than this, so one read gets them.
+_TAIL_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +64,18 @@ class Aligner:
         with self._pool.open(f"{folder}/{names[0]}") as file:
             return pq.read_schema(file).remove_metadata()
 
-    def align(self, target: LabelTarget) -> LabelFiles:
+    def align(self, label: str, target: LabelTarget) -> LabelFiles:
         """Return the annotation's files, one per shard, every one of them as long as its shard and in its order."""
         schema = self.schema(target)
         if schema is None:
-            raise MissingColumnsError(
-                f"no annotation of {target.operator} in {self._pool.root}; run\n"
-                f"  winnow annotate --pool {self._pool.root} {target.operator}"
-            )
+            command = annotate_command(self._pool, label, target, {})
+            raise MissingColumnsError(f"{label} has no annotation in {self._pool.root} yet; run\n  {command}")
         locations = self._locate(target)
-        footers = dict(zip(locations, read_footers(self._pool, list(locations.values())), strict=True))
+        headers = dict(zip(locations, read_headers(self._pool, list(locations.values())), strict=True))
         paths, missing, parameters = [], [], "{}"
         for header in self._shards:
-            footer = footers.get(header.shard)
-            annotation = AnnotationHeader.from_metadata(footer.metadata) if footer else None
-            if footer is None or annotation is None:
+            annotation = headers.get(header.shard)
+            if annotation is None:
                 missing.append(header.shard)
                 paths.append(self._write_nulls(target, schema, header.num_rows))
                 continue
@@ -79,7 +83,7 @@ class Aligner:
             if annotation.shard_digest != header.shard_digest or annotation.pool_digest not in ("", self._pool_digest):
                 missing.append(header.shard)
             path = locations[header.shard]
-            if annotation.uid_digest == header.uid_digest and footer.num_rows == header.num_rows:
+            if annotation.uid_digest == header.uid_digest:
                 paths.append(self._pool.locate(path))
             else:
                 paths.append(self._copy_in_order(target, header, path))
@@ -128,6 +132,38 @@ def read_footers(pool: Pool, paths: Sequence[str]) -> list[Footer]:
         return list(readers.map(read, paths))
 
 
+def read_headers(pool: Pool, paths: Sequence[str]) -> list[AnnotationHeader | None]:
+    """Read the headers of many annotations; on a local disk in 20 us each, because only their few keys are looked at."""
+    if not pool.is_local:
+        return [AnnotationHeader.from_metadata(footer.metadata) for footer in read_footers(pool, paths)]
+    found = []
+    for path in paths:
+        header = _find_header(_read_tail(pool.locate(path)))
+        # Whatever looks unfamiliar is read the slow way.
+        found.append(header or AnnotationHeader.from_metadata(pool.read_footer(path).metadata))
+    return found
+
+
+def annotate_command(pool: Pool, label: str, target: LabelTarget, parameters: Mapping[str, object]) -> str:
+    """Return the command that completes an annotation; `...` stands for what its files do not tell, such as a model's folder."""
+    values: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            values[key] = str(value.get("model", "..."))
+            values |= {"revision": str(value["revision"])} if value.get("revision") else {}
+        elif value not in (None, ""):
+            values[key] = value if isinstance(value, str) else json.dumps(value)
+    with suppress(InputError):  # a user's own operator is a file that need not be here
+        for field in fields(find_class(target.operator)):
+            if field.default is MISSING and field.default_factory is MISSING:
+                values.setdefault(field.name, "...")
+    if label != target.operator:
+        values["label"] = label
+    settings = ",".join(f"{key}={value}" for key, value in values.items())
+    call = f"{target.operator}:{settings}" if settings else target.operator
+    return f"winnow annotate --pool {shlex.quote(pool.root)} {shlex.quote(call)}"
+
+
 def shard_header(pool: Pool, shard: int, footer: Footer) -> ShardHeader:
     if SHARD_DIGEST_KEY not in footer.metadata:
         return pool.shard_header(shard)  # raises with the remedy
@@ -138,3 +174,43 @@ def shard_header(pool: Pool, shard: int, footer: Footer) -> ShardHeader:
         uid_digest=footer.metadata[UID_DIGEST_KEY].decode(),
         tar=footer.metadata.get(TAR_LOCATION_KEY, b"").decode(),
     )
+
+
+def _read_tail(path: str) -> bytes:
+    """Return the footer of a local Parquet file, undecoded."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        tail = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        footer_bytes = int.from_bytes(tail[-8:-4], "little")
+        if footer_bytes + 8 > len(tail):
+            tail = os.pread(descriptor, footer_bytes + 8, max(0, size - footer_bytes - 8))
+    finally:
+        os.close(descriptor)
+    return tail[-8 - footer_bytes : -8] if tail.endswith(b"PAR1") else b""
+
+
+def _find_header(footer: bytes) -> AnnotationHeader | None:
+    """Find the header's keys in a Thrift-encoded footer: each is followed by 0x18, its value's length (a varint) and the value.
+
+    The last occurrence counts: the key-value pairs come after the statistics, which hold whatever a hostile caption says.
+    """
+    found = {}
+    for field in fields(AnnotationHeader):
+        key = f"{HEADER_PREFIX}{field.name}".encode()
+        start = footer.rfind(bytes([0x18, len(key)]) + key + b"\x18")
+        if start < 0:
+            return None
+        place = start + len(key) + 3
+        length = shift = 0
+        while place < len(footer):
+            byte = footer[place]
+            length |= (byte & 0x7F) << shift
+            place, shift = place + 1, shift + 7
+            if byte < 0x80:
+                break
+        value = footer[place : place + length]
+        if len(value) != length:
+            return None
+        found[key] = value
+    return AnnotationHeader.from_metadata(found)

@@ -90,10 +90,10 @@ def build(
         )
     plan = _make_plan(pool, folder, content, Store(out), config)
     location = plan.out.locate(plan.folder)
+    plan.out.remove_abandoned(plan.folder)
     if plan.out.exists(f"{plan.folder}/{INDEX_FILE}"):
         index = DatasetIndex.from_json(plan.out.read_bytes(f"{plan.folder}/{INDEX_FILE}").decode(), path=location)
         return _report(location, index, num_written=0)
-    plan.out.remove_abandoned(plan.folder)
     units = _view_units(pool, folder) if config.view else _equal_units(content["num_kept"], config.shard_size)
     tars = {unit: _tar_of(plan, unit, config) for unit in units}
     entries = {unit: entry for unit in units if (entry := read_entry(plan, unit, tars[unit])) is not None}
