@@ -138,7 +138,7 @@ def _temporary(pool: Pool, plan: Plan) -> dict[int, int]:
     committed = set(pool.shards())
     counts = {}
     for shard in plan.shards:
-        if shard in committed:
+        if shard in committed and not pool.shard_header(shard).tar:
             messages = pool.read_table(pool.shard_parquet(shard), columns=["error_message"])["error_message"]
             counts[shard] = sum(is_temporary(message) for message in messages.to_pylist())
     return {shard: count for shard, count in counts.items() if count}
