@@ -180,7 +180,8 @@ def sql(
 
     if as_json + as_csv + bool(parquet) > 1:
         raise InputError("--json, --csv and --parquet exclude each other; give one")
-    with Catalog(open_pool(pool)) as catalog:
+    # A query may fail while its rows are fetched: those errors are the user's to read as well.
+    with Catalog(open_pool(pool)) as catalog, catalog.translate():
         relation = catalog.sql(query)
         if as_json:
             write_json(relation, sys.stdout)
