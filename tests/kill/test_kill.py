@@ -65,7 +65,7 @@ def stages(urls: Path, root: Path) -> dict[str, list[str]]:
         "annotate": ["annotate", "--pool", pool, "image_stats", "caption_stats", "perceptual_hash", "exact_dedup"],
         "select": [
             *("select", "--pool", pool, "--name", "kept", "--rule", "words=caption_stats.caption_num_words >= 3"),
-            *("--rule", "unique=NOT exact_dedup.is_image_duplicate", "--weight", "image_stats.image_entropy + 1"),
+            *("--rule", "unique=NOT exact_dedup.is_image_duplicate", "--weight", "image_stats.image_entropy_bits + 1"),
         ],
         "build": ["build", "--pool", pool, "--selection", "kept", "--out", str(root / "datasets")],
         "train": ["train", "DATASET", "--out", str(root / "run"), *train_settings()],
@@ -73,9 +73,9 @@ def stages(urls: Path, root: Path) -> dict[str, list[str]]:
 
 
 def train_settings() -> list[str]:
-    """Return a model small enough to take a minute and checkpoints close enough to be hit between."""
-    values = {"model.preset": "vit-tiny", "batch_size": 64, "steps": 60, "checkpoint_every": 10, "num_workers": 1}
-    return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    """Return a model small enough to take a minute, and checkpoints close enough to be struck between."""
+    values = {"model": "vit-tiny", "batch_size": 64, "samples_seen": 4800, "save_every": 10, "num_workers": 1}
+    return [part for key, value in values.items() for part in ("--set", f"train.{key}={value}")]
 
 
 def command(arguments: list[str], root: Path) -> list[str]:
