@@ -198,42 +198,16 @@ def _decode(source: UrlList, number: int, line: bytes) -> str:
 
 
 def _read_delimited(source: UrlList, types: Types) -> Iterator[pa.Table]:
-    delimiter = "\t" if source.format == "tsv" else ","
-    names, has_header = _sniff_header(source, delimiter)
+    names, has_header = _sniff_header(source, _delimiter(source))
     broken: list[pacsv.InvalidRow] = []
 
     def on_broken_row(row: pacsv.InvalidRow) -> str:
         broken.append(row)
         return "skip"
 
-    # A headerless TSV is CC3M's kind: raw text, where a quotation mark is a character like any other.
-    is_raw = source.format == "tsv" and not has_header
     number = 1 + has_header
     with _open(source) as file:
-        reader = pacsv.open_csv(
-            file,
-            read_options=pacsv.ReadOptions(
-                column_names=names,
-                skip_rows=int(has_header),
-                use_threads=False,
-                block_size=_BLOCK_BYTES,
-                encoding=source.encoding,
-            ),
-            parse_options=pacsv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=False if is_raw else '"',
-                double_quote=not is_raw,
-                newlines_in_values=not is_raw,
-                invalid_row_handler=on_broken_row,
-            ),
-            convert_options=pacsv.ConvertOptions(
-                # Bytes, because a check by Arrow would not say which row; and no null but the empty field: "NA" is a caption.
-                column_types=dict.fromkeys(names, pa.binary()),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+        reader = _open_reader(source, file, names, has_header, on_broken_row)
         while True:
             try:
                 batch = reader.read_next_batch()
@@ -242,14 +216,54 @@ def _read_delimited(source: UrlList, types: Types) -> Iterator[pa.Table]:
             except pa.ArrowInvalid as error:
                 raise InputError(f"{source.path} cannot be read from row {number} on: {error}") from error
             if broken:
+                row = broken[0]
                 raise InputError(
-                    f"{source.path}: row {number + (broken[0].number or 0) - 1 if broken[0].number else number} has {broken[0].actual_columns} columns, "
-                    f"expected {broken[0].expected_columns}: {broken[0].text[:200]!r}; correct or remove it"
+                    f"{source.path}: row {row.number or number} has {row.actual_columns} columns, expected {row.expected_columns}: "
+                    f"{row.text[:200]!r}; correct or remove it"
                 )
             if batch is None:
                 return
             yield _cast(_to_text(pa.table(batch), source, number), types, source, number)
             number += batch.num_rows
+
+
+def _open_reader(
+    source: UrlList,
+    file: BinaryIO,
+    names: list[str],
+    has_header: bool,
+    on_broken_row: Callable[[pacsv.InvalidRow], str],
+) -> pacsv.CSVStreamingReader:
+    # A headerless TSV is CC3M's kind: raw text, where a quotation mark is a character like any other.
+    is_raw = source.format == "tsv" and not has_header
+    return pacsv.open_csv(
+        file,
+        read_options=pacsv.ReadOptions(
+            column_names=names,
+            skip_rows=int(has_header),
+            use_threads=False,
+            block_size=_BLOCK_BYTES,
+            encoding=source.encoding,
+        ),
+        parse_options=pacsv.ParseOptions(
+            delimiter=_delimiter(source),
+            quote_char=False if is_raw else '"',
+            double_quote=not is_raw,
+            newlines_in_values=not is_raw,
+            invalid_row_handler=on_broken_row,
+        ),
+        convert_options=pacsv.ConvertOptions(
+            # Bytes, because a check by Arrow would not say which row; and no null but the empty field: "NA" is a caption.
+            column_types=dict.fromkeys(names, pa.binary()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+
+
+def _delimiter(source: UrlList) -> str:
+    return "\t" if source.format == "tsv" else ","
 
 
 def _to_text(table: pa.Table, source: UrlList, first_row: int) -> pa.Table:

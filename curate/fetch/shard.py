@@ -105,16 +105,19 @@ async def _fetch_all(
     threads: ThreadPoolExecutor,
     report: Report,
 ) -> dict[int, Transformed]:
-    urls, uids = rows["url"].to_pylist(), rows["uid"].to_pylist()
-    hashes = rows["sha256"].to_pylist()
+    urls, uids, hashes = (rows[name].to_pylist() for name in ("url", "uid", "sha256"))
     fetched: dict[int, Fetched] = {}
+
+    def finish(row: int, result: Transformed, trail: set[str]) -> None:
+        fetched[row] = Fetched(result, frozenset(trail))
+        report(result)
+
     targets: dict[int, Target] = {}
     for row in wanted:
         try:
             targets[row] = parse_url(urls[row])
         except PermanentError as error:
-            fetched[row] = Fetched(failed_download(str(error)))
-            report(fetched[row].result)
+            finish(row, failed_download(str(error)), set())
     async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
 
         async def fetch_row(row: int) -> None:
@@ -130,28 +133,33 @@ async def _fetch_all(
                 result = await client.fetch(targets[row], uids[row], consume, trail)
             except FetchError as error:
                 result = failed_download(str(error))
-            fetched[row] = Fetched(result, frozenset(trail))
-            report(result)
+            finish(row, result, trail)
 
-        queues = _queue_by_host(targets)
-        workers = [
-            asyncio.create_task(_drain(queue, fetch_row))
-            for queue in queues
-            for _ in range(min(len(queue), connections_per_host))
-        ]
-        _, unfinished = await asyncio.wait(workers, timeout=config.shard_seconds) if workers else (set(), set())
-        for worker in unfinished:
-            worker.cancel()
-        done = await asyncio.gather(*workers, return_exceptions=True)
-        for outcome in done:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-                raise outcome
+        await _run_workers(_queue_by_host(targets), fetch_row, connections_per_host, config.shard_seconds)
         opted_out = client.opted_out
     for row in wanted:
         if row not in fetched:
-            fetched[row] = Fetched(failed_download(DEADLINE))
-            report(fetched[row].result)
+            finish(row, failed_download(DEADLINE), set())
     return {row: _respect_opt_out(fetched[row], opted_out) for row in wanted}
+
+
+async def _run_workers(
+    queues: list[list[int]], fetch_row: Callable[[int], Awaitable[None]], workers_per_queue: int, seconds: float
+) -> None:
+    """Work off every host's queue side by side, and stop at the deadline; an exception of a worker is raised at the end."""
+    workers = [
+        asyncio.create_task(_drain(queue, fetch_row))
+        for queue in queues
+        for _ in range(min(len(queue), workers_per_queue))
+    ]
+    if not workers:
+        return
+    _, unfinished = await asyncio.wait(workers, timeout=seconds)
+    for worker in unfinished:
+        worker.cancel()
+    for outcome in await asyncio.gather(*workers, return_exceptions=True):
+        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
 
 
 def _respect_opt_out(fetched: Fetched, opted_out: set[str]) -> Transformed:
