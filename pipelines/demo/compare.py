@@ -51,7 +51,8 @@ class Comparison:
     num_faulty: int
     num_dropped: int
     num_dropped_faulty: int
-    kinds: Mapping[str, str]  # of every uid, for people who look at examples
+    kinds: Mapping[str, str]  # planted, of every uid: for people who look at examples
+    missed: frozenset[str]  # uids of the faulty rows that were kept
 
     @property
     def precision(self) -> float:
@@ -102,6 +103,7 @@ def compare(truth: pa.Table, ledger: pa.Table) -> Comparison:
         num_dropped=len(rules),
         num_dropped_faulty=sum(is_faulty[uid] for uid in rules),
         kinds=kinds,
+        missed=frozenset(uid for uid in kept if is_faulty[uid]),
     )
 
 

@@ -136,7 +136,7 @@ class _Demo:
         ledger = pool.read_table(f"{selections['curated'].folder}/{LEDGER_FILE}")
         comparison = compare(read_truth(self._folder), ledger)
         with self._folder.commit(SHEET_FILE) as file:
-            file.write(draw_sheet(pool, ledger, comparison.kinds))
+            file.write(draw_sheet(pool, ledger, [row.rule for row in selections["curated"].funnel], comparison))
         report = DemoReport(
             out=self._folder.root,
             selection=selections["curated"],

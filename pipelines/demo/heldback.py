@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from curate.store import Store
 from curate.tar import TarWriter
 from pipelines.demo.captions import PROMPTS, captions
+from pipelines.demo.picture import Picture, draw_all
 from pipelines.demo.scenes import COLOURS, OBJECTS, make_object_scene, make_scene
-from pipelines.demo.web import Picture, draw_all
 from schemas.progress import Progress
 
 RETRIEVAL_FOLDER = "evaluation/scenes"

@@ -5,17 +5,15 @@ module that reads it. The same seed and addresses give the same bytes.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 import pyarrow as pa
 
 from curate.store import Store
 from pipelines.demo.captions import caption, captions
-from pipelines.demo.drawing import draw_background, draw_scene
-from pipelines.demo.fault import BROKEN_KINDS, break_file, copy_nearly, encode, paint_text, shrink, stretch
+from pipelines.demo.fault import BROKEN_KINDS
+from pipelines.demo.picture import Picture, draw_all
 from pipelines.demo.scenes import Scene, make_scene
 from pipelines.demo.server import SITE_SCHEMA, Host
 from pipelines.demo.translation import LANGUAGES, translate
@@ -111,16 +109,6 @@ class WebConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """How to make a file: a scene, what is done to it, and the text painted over it."""
-
-    scene: Scene
-    treatment: str = ""  # near_copy, tiny, extreme_aspect, a key of BROKEN_KINDS, painted_only or painted_over
-    text: str = ""
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Page:
     """One answer of the site; `picture` is null where no body is sent."""
 
@@ -189,40 +177,6 @@ def plan_pairs(config: WebConfig, addresses: Mapping[str, str]) -> list[Pair]:
     ordered = originals + pairs
     random_source.shuffle(ordered)
     return ordered
-
-
-def make_body(picture: Picture) -> bytes:
-    """Draw a picture and return its file."""
-    random_source = random.Random(f"{picture.scene.seed} {picture.seed} {picture.treatment}")
-    if picture.treatment == "html":
-        return break_file(b"", "html", random_source)
-    if picture.treatment == "painted_only":
-        image = draw_background(picture.scene.background, 168, 160, picture.scene.seed)
-        return encode(paint_text(image, picture.text))
-    image, _ = draw_scene(picture.scene)
-    if picture.treatment == "painted_over":
-        return encode(paint_text(image, picture.text))
-    if picture.treatment == "near_copy":
-        return copy_nearly(image, random_source)
-    if picture.treatment == "tiny":
-        return shrink(image, random_source)
-    if picture.treatment == "extreme_aspect":
-        return stretch(image, random_source)
-    data = encode(image, 80 + picture.scene.seed % 16)
-    return break_file(data, picture.treatment, random_source) if picture.treatment in BROKEN_KINDS else data
-
-
-def draw_all(pictures: Sequence[Picture], progress: Progress) -> Iterator[bytes]:
-    """Yield the file of every picture in order, drawn in two processes."""
-    progress.start("draw the miniature web", len(pictures), "pictures")
-    try:
-        # Forking a process that may hold threads (Ray, torch) can deadlock; a fresh interpreter cannot.
-        with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as executor:
-            for data in executor.map(make_body, pictures, chunksize=100):
-                progress.advance(1)
-                yield data
-    finally:
-        progress.close()
 
 
 def _plan(kind: str, index: int, config: WebConfig, random_source: random.Random, addresses: Mapping[str, str]) -> Pair:

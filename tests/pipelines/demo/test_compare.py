@@ -36,6 +36,7 @@ def test_precision_recall_and_purity() -> None:
     assert found.precision == pytest.approx(2 / 3)
     assert found.recall == pytest.approx(2 / 3)
     assert found.kept_purity == pytest.approx(1 / 2)
+    assert found.missed == {"e"}
     assert _kind(found, "mismatched") == (2, 1)
     assert _kind(found, "throttled") == (1, 0)
     assert {row.rule: (row.num_dropped, row.num_faulty) for row in found.rules} == {"top": (2, 1), "small": (1, 1)}

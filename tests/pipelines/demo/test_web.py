@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 import pipelines.demo
 from curate.store import Store
+from pipelines.demo.picture import Picture, make_body
 from pipelines.demo.scenes import make_scene
 from pipelines.demo.server import Host, Listener, listen, serve
 from pipelines.demo.web import (
@@ -24,9 +25,7 @@ from pipelines.demo.web import (
     TRUTH_FILE,
     URLS_FILE,
     Pair,
-    Picture,
     WebConfig,
-    make_body,
     make_web,
     plan_pairs,
 )
