@@ -290,7 +290,10 @@ class Pool(Store):
 
     def set_labels(self, targets: Mapping[str, LabelTarget]) -> None:
         """Point labels at annotations; labels not named stay as they are."""
-        merged = {**self.labels(), **targets}
+        known = self.labels()
+        merged = {**known, **targets}
+        if merged == known:
+            return
         content = {
             label: {"operator": merged[label].operator, "fingerprint": merged[label].fingerprint}
             for label in sorted(merged)
