@@ -99,8 +99,9 @@ class _Run:
         recipe.check()
         if recipe.train is not None and not self._out.is_local:
             raise InputError(f"{self._out.root} is not a local folder, and a run is written to one; give another --out")
-        # A wrong parameter ends the run now, not after a download of days.
+        # A wrong parameter or path ends the run now, not after a download and a training of days.
         operators = [call.build() for call in recipe.annotate]
+        _require_data(recipe)
         self._out.commit_bytes(RECIPE_FILE, recipe.to_yaml().encode())
         self._download()
         if operators:
@@ -210,6 +211,7 @@ def training_steps(run: str, dataset: str, config: TrainConfig) -> tuple[int, in
 def _plan(recipe: Recipe, pool: Pool, out: str) -> Iterator[Step]:
     recipe.check()
     operators = [call.build() for call in recipe.annotate]
+    _require_data(recipe)
     steps = {"download": _plan_download(recipe, pool)}
     yield steps["download"]
     if operators:
@@ -309,6 +311,14 @@ def _require_pool(pool: Pool) -> None:
         )
 
 
+def _require_data(recipe: Recipe) -> None:
+    for entry in recipe.evaluate.data if recipe.evaluate else ():
+        if entry != OWN_DATASET and not Store(entry).exists(""):
+            raise InputError(
+                f"evaluate.data: {entry} does not exist; give a dataset, a folder in CLIP_benchmark's layout, or `{OWN_DATASET}`"
+            )
+
+
 def _read_index(dataset: str) -> DatasetIndex:
     folder = Store(dataset)
     return DatasetIndex.from_json(folder.read_bytes(INDEX_FILE).decode(), path=folder.locate(INDEX_FILE))
@@ -334,10 +344,6 @@ def _data_identity(entry: str) -> str:
     folder = Store(entry)
     if folder.exists(INDEX_FILE):
         return hashlib.sha256(folder.read_bytes(INDEX_FILE)).hexdigest()
-    if not folder.exists(""):
-        raise InputError(
-            f"evaluate.data: {entry} does not exist; give a dataset or a folder in CLIP_benchmark's layout"
-        )
     sizes = folder.filesystem.find(folder.root, detail=True)
     listing = [(path.removeprefix(folder.root), int(info["size"])) for path, info in sorted(sizes.items())]
     return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
