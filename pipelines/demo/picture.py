@@ -1,6 +1,9 @@
 """Pictures of the miniature web as files, drawn in processes of their own; imports little, because each of them starts afresh."""
 
+import os
 import random
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from pipelines.demo.drawing import draw_background, draw_scene
 from pipelines.demo.fault import BROKEN_KINDS, break_file, copy_nearly, encode, paint_text, shrink, stretch
 from pipelines.demo.scenes import Scene
 from schemas.progress import Progress
+
+_WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +53,22 @@ def draw_all(pictures: Sequence[Picture], progress: Progress) -> Iterator[bytes]
     progress.start("draw the miniature web", len(pictures), "pictures")
     try:
         # Forking a process that may hold threads (Ray, torch) can deadlock; a fresh interpreter cannot.
-        with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as executor:
+        with ProcessPoolExecutor(
+            max_workers=2, mp_context=get_context("spawn"), initializer=_watch_parent, initargs=(os.getpid(),)
+        ) as executor:
             for data in executor.map(make_body, pictures, chunksize=100):
                 progress.advance(1)
                 yield data
     finally:
         progress.close()
+
+
+def _watch_parent(parent: int) -> None:
+    """End this process when its parent is gone: a worker of a pool waits for ever for the next task of a parent that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -3,9 +3,13 @@
 import ast
 import http.client
 import io
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -252,3 +256,48 @@ def test_only_the_comparison_reads_the_truth() -> None:
     # One writes it, one reads it, and only the end of the demo asks for it.
     assert readers == {"pipelines/demo/web.py", "pipelines/demo/compare.py"}
     assert importers == {"pipelines/demo/demo.py"}
+
+
+_DRAWING = """
+from pipelines.demo.picture import Picture, draw_all
+from pipelines.demo.scenes import make_scene
+from schemas.progress import SilentProgress
+
+if __name__ == "__main__":
+    for data in draw_all([Picture(scene=make_scene(seed)) for seed in range(100_000)], SilentProgress()):
+        print(len(data), flush=True)
+"""
+
+
+def test_drawing_processes_end_with_a_demo_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "draw.py"
+    script.write_text(_DRAWING)
+    root = Path(pipelines.demo.__path__[0]).parent.parent
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        children = _children(process.pid)
+        assert len(children) >= 2
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(_is_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(_is_running(child) for child in children)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
