@@ -51,6 +51,7 @@ class WebServer:
         self.user_agents: set[str] = set()
         self.max_concurrency: Counter[str] = Counter()  # by host
         self.times: dict[str, list[float]] = {}  # arrival of each request, by path
+        self.num_connections = 0
         self._running: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -159,6 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
     server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.site.num_connections += 1
 
     def do_GET(self) -> None:
         self.server.site.answer(self)

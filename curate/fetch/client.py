@@ -153,6 +153,7 @@ class Client:
             await self._check_robots(target)
             held = await self._enter(target)
             try:
+                self._check_opt_out(target)  # the host may have said so while this row waited for its turn
                 answer = await held.run(self._get(target, budget, self._config.max_bytes, is_image=True))
                 if answer.status in _REDIRECTS and answer.location:
                     target = parse_url(answer.location, base=target.url)
@@ -174,8 +175,7 @@ class Client:
         return error
 
     async def _check_robots(self, target: Target) -> None:
-        if target.origin in self.opted_out:
-            raise OptedOutError(OPTED_OUT)
+        self._check_opt_out(target)
         check_literal(target.host, allow_private=self._config.allow_private)
         if not self._config.respect_robots:
             return
@@ -183,6 +183,8 @@ class Client:
         if not rules.allows(target.url):
             raise PermanentError(ROBOTS_DISALLOWED)
         self._host(target).delay = min(rules.crawl_delay, self._config.max_crawl_delay_seconds)
+
+    def _check_opt_out(self, target: Target) -> None:
         if target.origin in self.opted_out:
             raise OptedOutError(OPTED_OUT)
 
