@@ -259,6 +259,7 @@ class Catalog:
         lines = [line for line in text.splitlines() if not line.startswith(("Candidate", "LINE "))]
         text = re.sub(r"^\w+ Error: ", "", " ".join(line.strip() for line in lines))
         text = re.split(r"\s*Candidate (?:bindings|tables|functions)|\s*Did you mean", text)[0]
+        text = text.replace(" not found in FROM clause!", " is not there").rstrip("!.; ")
         member = re.search(r'(?:Values list|Table) "(\w+)" does not have a column named "(\w+)"', text)
         if member:
             return f"{member[1]} has no column {member[2]!r}{self.suggest(f'{member[1]}.{member[2]}')}"

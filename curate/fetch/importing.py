@@ -129,7 +129,8 @@ def import_dir(
             _commit_in_place(pool, plan, shard)
     else:
         write = partial(_write_copy, pool, plan, found.root)
-        _run(write, missing, executor, progress, "import", [plan.shard_size] * len(missing))
+        sizes = [pool.read_footer(plan.rows_path(shard)).num_rows for shard in missing]
+        _run(write, missing, executor, progress, "import", sizes)
     return _report(pool, plan, found.kind, len(missing))
 
 
