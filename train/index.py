@@ -55,8 +55,7 @@ class Dataset:
         _check_counts(index, location)
         sidecars = [_resolve(root, entry.parquet) for entry in index.shards]
         mixture = Mixture.resolve(captions or index.captions, caption_columns(sidecars[0]))
-        folder = cache or str(Path(tempfile.gettempdir()) / f"winnow-cache-{os.getuid()}")
-        table = open_table(index, sidecars, mixture.columns, folder)
+        table = open_table(index, sidecars, mixture.columns, cache or _own_temporary_folder())
         check_weights(table.weight)
         identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
         return cls(
@@ -141,6 +140,15 @@ def _locate(path: str) -> tuple[str, str]:
         full = str(filesystem.unstrip_protocol(bare)).rstrip("/")
     root = full.removesuffix(f"/{INDEX_FILE}") if full.endswith(f"/{INDEX_FILE}") else full
     return root, f"{root}/{INDEX_FILE}"
+
+
+def _own_temporary_folder() -> str:
+    """Return this user's cache in the temporary folder; one that somebody else put there is not trusted."""
+    folder = Path(tempfile.gettempdir()) / f"winnow-cache-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise InputError(f"{folder} belongs to another user; remove it, or name a cache folder")
+    return str(folder)
 
 
 def _resolve(root: str, path: str) -> str:

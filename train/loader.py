@@ -215,6 +215,34 @@ class _TrainJob:
         ]
 
 
+@dataclass
+class CenterCropJob:
+    """Fills a batch of an evaluation with the middle squares of pictures; here, so that its workers need not import torch."""
+
+    tars: Sequence[TarFile]
+    shards: Indices
+    offsets: Indices
+    sizes: Indices
+
+    def __post_init__(self) -> None:
+        self._reader = ImageReader(self.tars)
+        self._decoder = Decoder()
+
+    def __reduce__(self) -> "tuple[type[CenterCropJob], tuple[object, ...]]":
+        return type(self), (self.tars, self.shards, self.offsets, self.sizes)
+
+    def start(self) -> None:
+        """Keep a worker to one thread."""
+        use_one_thread()
+
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
+        """Read and decode the pictures; there are no texts."""
+        del key, first
+        places = (self.shards[indices], self.offsets[indices], self.sizes[indices])
+        fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
+        return []
+
+
 def use_one_thread() -> None:
     """Keep this process's decoders to one thread: the processes are the parallelism."""
     cv2.setNumThreads(1)

@@ -1,7 +1,6 @@
 """Encodes the images and texts of an evaluation: worker processes decode, the model runs here."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,10 +8,8 @@ import torch
 
 from schemas.progress import Progress
 from train.evaluate.task import ImageSet
-from train.loader import Decoder, center_box, fill_images, use_one_thread
-from train.reader import ImageReader
-from train.sampler import Indices
-from train.workers import Pixels, Request, WorkerPool
+from train.loader import CenterCropJob
+from train.workers import Request, WorkerPool
 
 
 class Encoder(Protocol):
@@ -37,7 +34,7 @@ def encode_images(
     Images are scaled so that the short side fits the model, and cut to the square in the middle.
     """
     pool = WorkerPool(
-        _DecodeJob(images),
+        CenterCropJob(images.tars, images.shards, images.offsets, images.sizes),
         max_rows=batch_size,
         image_size=model.image_size,
         num_workers=min(num_workers, -(-len(images) // batch_size)),
@@ -66,26 +63,3 @@ def encode_texts(model: Encoder, texts: Sequence[str], *, batch_size: int) -> to
 def _requests(count: int, batch_size: int) -> Iterator[Request]:
     for start in range(0, count, batch_size):
         yield Request((), np.arange(start, min(start + batch_size, count), dtype=np.int64))
-
-
-@dataclass
-class _DecodeJob:
-    """Fills a batch of evaluation images."""
-
-    images: ImageSet
-
-    def __post_init__(self) -> None:
-        self._reader = ImageReader(self.images.tars)
-        self._decoder = Decoder()
-
-    def __reduce__(self) -> "tuple[type[_DecodeJob], tuple[ImageSet]]":
-        return type(self), (self.images,)
-
-    def start(self) -> None:
-        use_one_thread()
-
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
-        del key, first
-        places = (self.images.shards[indices], self.images.offsets[indices], self.images.sizes[indices])
-        fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
-        return []

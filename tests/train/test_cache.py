@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from schemas.dataset import DatasetIndex
+from schemas.errors import InputError, StaleDatasetError
+from tests.train.dataset_builder import make_samples, make_uid, write_dataset
+from train.cache import open_table, parse_uids
+
+
+def _index(folder: Path) -> tuple[DatasetIndex, list[str]]:
+    index = DatasetIndex.from_json((folder / "index.json").read_text(), path="index")
+    return index, [str(folder / entry.parquet) for entry in index.shards]
+
+
+def test_uids_become_bytes() -> None:
+    uids = [make_uid(number) for number in range(3)]
+    parsed = parse_uids(pa.chunked_array([uids[:1], uids[1:]]), "file")
+    assert [row.tobytes().hex() for row in parsed] == uids
+
+
+@pytest.mark.parametrize("bad", ["A" * 32, "a" * 31, " " + "a" * 31, None, "g" * 32, ""])
+def test_what_is_no_uid_is_refused(bad: str | None) -> None:
+    with pytest.raises(StaleDatasetError, match="file has uids that are not 32 lower-case hex characters"):
+        parse_uids(pa.chunked_array([[make_uid(0), bad]]), "file")
+
+
+def test_many_shards_of_uneven_length_keep_their_rows(tmp_path: Path) -> None:
+    samples = make_samples(53, size=(8, 8))
+    index, locations = _index(write_dataset(tmp_path / "dataset", samples, shard_size=3))
+    table = open_table(index, locations, ("rewrite", "alt_text"), str(tmp_path / "cache"))
+    assert table.shard.tolist() == [number // 3 for number in range(53)]
+    assert table.uids(np.arange(53)) == [sample.uid for sample in samples]
+    assert [table.captions(row)[1] for row in range(53)] == [sample.captions["alt_text"] for sample in samples]
+    assert [table.captions(row)[0] for row in range(53)] == [sample.captions["rewrite"] for sample in samples]
+
+
+def test_a_column_that_a_later_shard_lacks_is_named(tmp_path: Path) -> None:
+    index, locations = _index(write_dataset(tmp_path / "dataset", make_samples(20)))
+    with pytest.raises(InputError, match=r"00000\.parquet has no column 'recap'; build the dataset again with it"):
+        open_table(index, locations, ("recap",), str(tmp_path / "cache"))
+
+
+def test_a_sidecar_that_is_gone_or_broken_is_stale(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "dataset", make_samples(20))
+    index, locations = _index(folder)
+    (folder / "00001.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(StaleDatasetError, match=r"00001\.parquet cannot be read"):
+        open_table(index, locations, ("alt_text",), str(tmp_path / "cache"))
+    (folder / "00001.parquet").unlink()
+    with pytest.raises(StaleDatasetError, match=r"00001\.parquet cannot be read .*build the dataset again"):
+        open_table(index, locations, ("alt_text",), str(tmp_path / "cache"))
