@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from curate.executor import Executor
 from curate.store import Pool
-from pipelines.recipe import EvaluateSection, Recipe, load_recipe
+from pipelines.recipe import EvaluateSection, Recipe, load_recipe, shipped_recipes
 from pipelines.run import STAGES, RunReport, plan, run, run_folder
 from schemas.errors import InputError
 from tests.pipelines.text import as_text
@@ -177,3 +177,14 @@ def test_evaluation_on_data_that_is_not_there(tiny_pool: Pool, ray_session: Exec
     with pytest.raises(InputError, match=r"evaluate\.data: /nowhere does not exist"):
         go(recipe, root, ray_session)
     assert not tiny_pool.exists("annotations"), "the run ended too late"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_dry_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
+    recipe = load_recipe(name).with_input([str(tmp_path / "list.csv")])
+    # The demo's recipes name folders that the demo makes.
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate and EvaluateSection(data=("dataset",))})
+    said = stages(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]
+    assert list(said) == [stage for stage in STAGES if stage == "download" or getattr(recipe, stage) not in (None, ())]
