@@ -164,6 +164,7 @@ def annotate_command(pool: Pool, label: str, target: LabelTarget, parameters: Ma
 
 
 def shard_header(pool: Pool, shard: int, footer: Footer) -> ShardHeader:
+    """Return a shard's header from a footer that has been read."""
     if SHARD_DIGEST_KEY not in footer.metadata:
         return pool.shard_header(shard)  # raises with the remedy
     return ShardHeader(

@@ -90,6 +90,7 @@ class Layout:
 
     @property
     def num_bytes(self) -> int:
+        """The size of the shared memory, at least one byte."""
         return max(1, self.num_slots * self._slot_bytes)
 
     def map(self, descriptor: int) -> list[tuple[Indices, Pixels]]:
