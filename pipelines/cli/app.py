@@ -27,6 +27,7 @@ PIPE_WIDTH = 160
 # Read by libraries when they are imported: no telemetry, no calls home, no thread pools that fight each other.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take a shared machine's cores from the work they wait for
     "TOKENIZERS_PARALLELISM": "false",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
