@@ -24,7 +24,7 @@ from schemas.errors import InputError, ShardError
 from schemas.progress import SilentProgress
 from schemas.sample import SHARD_DIGEST_KEY, UID_DIGEST_KEY, sample_key, shard_digest
 from schemas.uid import digest_uids
-from tests.kill.processes import descendants
+from tests.kill.processes import Process, descendants
 from tests.webserver import Route, WebServer
 
 ROOT = Path(__file__).parents[3]
@@ -286,7 +286,7 @@ def test_kill_of_driver_and_worker_leaves_the_same_bytes(
             time.sleep(0.05)
         if process.poll() is None:
             interrupted += 1
-            workers = [child.pid for child in descendants(process.pid) if child.command.startswith("ray::fetch_shard")]
+            workers = [child.pid for child in descendants(process.pid) if is_at_work(child)]
             assert workers
             for pid in [process.pid] if victim == "driver" else workers[:1]:
                 os.kill(pid, signal.SIGKILL)
@@ -296,3 +296,12 @@ def test_kill_of_driver_and_worker_leaves_the_same_bytes(
     run(urls, killed, ray_session, shard_size=5)
     assert files(killed) == files(undisturbed)
     assert not list((tmp_path / "killed").rglob("*.staging"))
+
+
+def is_at_work(process: Process) -> bool:
+    """Tell whether a process is a Ray worker with a task."""
+    return (
+        process.command.startswith("ray::")
+        and not process.command.startswith("ray::IDLE")
+        and "Agent" not in process.command
+    )
