@@ -66,7 +66,7 @@ def demo(
 ) -> DemoReport:
     """Make the web, curate it, train on raw and on curated pairs with equal compute, and compare; goes on where it stopped.
 
-    `scale` shrinks the web and the training alike. About 290 CPU seconds at full scale, most of them on two cores.
+    `scale` shrinks the web and the training alike. About 290 CPU seconds at full scale.
     """
     if not 0 < scale <= 10:
         raise InputError(f"demo scale is {scale}; it must be above 0 and at most 10")
