@@ -256,7 +256,10 @@ def serve(files: list[bytes], delay: float, sender: "multiprocessing.connection.
                     else b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
                 )
                 is_last = b"connection: close" in request.lower()
-                asyncio.get_running_loop().call_later(delay, self.send, answer, is_last)
+                if delay:
+                    asyncio.get_running_loop().call_later(delay, self.send, answer, is_last)
+                else:
+                    self.send(answer, is_last)
 
         def send(self, answer: bytes, is_last: bool) -> None:
             if not self.transport.is_closing():

@@ -1,7 +1,7 @@
 """The polite HTTP client: it asks robots.txt first, never more than a host can bear, and cannot be made to hang.
 
     async with Client(config, memory, connections_per_host=8) as client:
-        await client.fetch(parse_url(url), uid, consume, trail)
+        data = await client.fetch(parse_url(url), uid, trail)
 
 One client serves one shard. DNS answers and robots.txt outlive it in `Memory`, for the life of the process; opt-outs do not, so
 that a shard's rows depend on nothing but the hosts they name.
@@ -12,10 +12,10 @@ import ipaddress
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -41,8 +41,6 @@ from curate.fetch.errors import (
 )
 from curate.fetch.robots import CACHE_SECONDS, Rules, is_opted_out, parse_robots
 from curate.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
-
-Result = TypeVar("Result")
 
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 _MAX_ROBOTS_REDIRECTS = 5
@@ -125,17 +123,12 @@ class Client:
         await asyncio.gather(*self._robots.values(), return_exceptions=True)
         await self._session.close()
 
-    async def fetch(
-        self, target: Target, uid: str, consume: Callable[[bytes], Awaitable[Result]], trail: set[str]
-    ) -> Result:
-        """Fetch a URL, hand its bytes to `consume` and return the result; raises FetchError. `trail` gathers the origins asked.
-
-        The connection's place is free again only when `consume` is done: slow decoding slows the network, not memory.
-        """
+    async def fetch(self, target: Target, uid: str, trail: set[str]) -> bytes:
+        """Fetch a URL and return its bytes; raises FetchError. `trail` gathers the origins asked."""
         config = self._config
         for attempt in range(config.retries + 1):
             try:
-                return await self._attempt(target, consume, trail)
+                return await self._attempt(target, trail)
             except TemporaryError as error:
                 is_last = attempt == config.retries or error.is_spent
                 if is_last or error.retry_after > config.max_retry_after_seconds:
@@ -146,23 +139,20 @@ class Client:
                 await asyncio.sleep(max(error.retry_after, jitter))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, target: Target, consume: Callable[[bytes], Awaitable[Result]], trail: set[str]) -> Result:
+    async def _attempt(self, target: Target, trail: set[str]) -> bytes:
         budget = _Budget(self._config.request_seconds)
         for _ in range(self._config.max_redirects + 1):
             trail.add(target.origin)
             await self._check_robots(target)
-            held = await self._enter(target)
-            try:
-                self._check_opt_out(target)  # the host may have said so while this row waited for its turn
-                answer = await held.run(self._get(target, budget, self._config.max_bytes, is_image=True))
-                if answer.status in _REDIRECTS and answer.location:
-                    target = parse_url(answer.location, base=target.url)
-                    continue
-                if not 200 <= answer.status < 300:
-                    raise self._refused(target, answer)
-                return await consume(answer.data)
-            finally:
-                held.leave()
+            async with self._turn(target):
+                self._check_opt_out(target)  # again: an answer may have come while this one waited for its turn
+                answer = await self._get(target, budget, self._config.max_bytes, is_image=True)
+            if answer.status in _REDIRECTS and answer.location:
+                target = parse_url(answer.location, base=target.url)
+                continue
+            if not 200 <= answer.status < 300:
+                raise self._refused(target, answer)
+            return answer.data
         raise PermanentError("Too many redirects")
 
     def _refused(self, target: Target, answer: _Answer) -> FetchError:
@@ -219,11 +209,8 @@ class Client:
         budget = _Budget(self._config.request_seconds)
         for _ in range(_MAX_ROBOTS_REDIRECTS + 1):
             check_literal(target.host, allow_private=self._config.allow_private)
-            held = await self._enter(target)
-            try:
-                answer = await held.run(self._get(target, budget, MAX_ROBOTS_BYTES + _SPARE_BYTES, is_image=False))
-            finally:
-                held.leave()
+            async with self._turn(target):
+                answer = await self._get(target, budget, MAX_ROBOTS_BYTES + _SPARE_BYTES, is_image=False)
             if answer.status in _REDIRECTS and answer.location:
                 target = parse_url(answer.location, base=target.url)
                 continue
@@ -242,21 +229,18 @@ class Client:
             host = self._hosts[target.origin] = _Host(asyncio.Semaphore(self._per_host))
         return host
 
-    async def _enter(self, target: Target) -> "_Held":
-        """Wait for the host's turn, then for a connection: whoever waits for a slow host keeps no connection from the others."""
+    @asynccontextmanager
+    async def _turn(self, target: Target) -> AsyncIterator[None]:
+        """Hold a place at the host, then a connection: whoever waits for a slow host keeps no connection from the others."""
         host = self._host(target)
         loop = asyncio.get_running_loop()
-        await host.slots.acquire()
-        try:
+        async with host.slots:
             while (wait := max(host.closed_until, host.next_start) - loop.time()) > 0:
                 self._check_closed(host)
                 await asyncio.sleep(wait)
             host.next_start = loop.time() + host.delay
-            await self._connections.acquire()
-        except BaseException:
-            host.slots.release()
-            raise
-        return _Held(host.slots, self._connections)
+            async with self._connections:
+                yield
 
     def _check_closed(self, host: _Host) -> None:
         if host.closed_until - asyncio.get_running_loop().time() > self._config.max_retry_after_seconds:
@@ -291,29 +275,6 @@ class Client:
             else:
                 response.close()
             return answer
-
-
-class _Held:
-    """A place at a host and a connection; the host's is given back first."""
-
-    def __init__(self, host: asyncio.Semaphore, connections: asyncio.Semaphore) -> None:
-        self._host: asyncio.Semaphore | None = host
-        self._connections = connections
-
-    async def run(self, request: Awaitable[_Answer]) -> _Answer:
-        try:
-            return await request
-        finally:
-            self._leave_host()
-
-    def leave(self) -> None:
-        self._leave_host()
-        self._connections.release()
-
-    def _leave_host(self) -> None:
-        if self._host is not None:
-            self._host.release()
-            self._host = None
 
 
 class _CheckedResolver(AbstractResolver):

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_FOLDER = "ingest/progress"
 _REPORT_SECONDS = 1.0
+# Downloads waiting for a decoder: enough for the network never to wait for one slow picture, few enough for memory.
+_MAX_WAITING = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,28 +121,61 @@ async def _fetch_all(
         except PermanentError as error:
             finish(row, failed_download(str(error)), set())
     async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
+        decoder = _Decoder(threads)
 
         async def fetch_row(row: int) -> None:
-            async def consume(data: bytes) -> Transformed:
-                loop = asyncio.get_running_loop()
-                result = await loop.run_in_executor(threads, transform, data, hashes[row], config)
-                if result.status == STATUS_SUCCESS:
-                    spool.put(row, result.image)
-                return replace(result, image=b"")
-
             trail: set[str] = set()
             try:
-                result = await client.fetch(targets[row], uids[row], consume, trail)
+                data = await client.fetch(targets[row], uids[row], trail)
             except FetchError as error:
-                result = failed_download(str(error))
-            finish(row, result, trail)
+                finish(row, failed_download(str(error)), trail)
+                return
+
+            def keep(result: Transformed) -> None:
+                if result.status == STATUS_SUCCESS:
+                    spool.put(row, result.image)
+                finish(row, replace(result, image=b""), trail)
+
+            await decoder.submit(functools.partial(transform, data, hashes[row], config), keep)
 
         await _run_workers(_queue_by_host(targets), fetch_row, connections_per_host, config.shard_seconds)
+        await decoder.drain()
         opted_out = client.opted_out
     for row in wanted:
         if row not in fetched:
             finish(row, failed_download(DEADLINE), set())
     return {row: _respect_opt_out(fetched[row], opted_out) for row in wanted}
+
+
+class _Decoder:
+    """Runs transforms in threads while their connections fetch on; the bytes that wait for a thread are bounded in number."""
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._places = asyncio.Semaphore(_MAX_WAITING)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+
+    async def submit(self, work: Callable[[], Transformed], keep: Callable[[Transformed], None]) -> None:
+        """Start `work`, whose result goes to `keep`; waits only while too many others do."""
+        await self._places.acquire()
+        task = asyncio.create_task(self._run(work, keep))
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+
+    async def drain(self) -> None:
+        """Wait for what is running; raises the first error of any."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+
+    async def _run(self, work: Callable[[], Transformed], keep: Callable[[Transformed], None]) -> None:
+        keep(await asyncio.get_running_loop().run_in_executor(self._threads, work))
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._places.release()
+        self._error = self._error or task.exception()
 
 
 async def _run_workers(

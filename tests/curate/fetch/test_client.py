@@ -35,11 +35,8 @@ def fetch(*urls: str, memory: Memory | None = None, per_host: int = 8, **options
         async with Client(DownloadConfig(**settings), memory or Memory(), connections_per_host=per_host) as client:
 
             async def one(url: str) -> bytes | str:
-                async def consume(data: bytes) -> bytes:
-                    return data
-
                 try:
-                    return await client.fetch(parse_url(url), "0" * 32, consume, set())
+                    return await client.fetch(parse_url(url), "0" * 32, set())
                 except FetchError as error:
                     return str(error)
 
