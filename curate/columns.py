@@ -11,9 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.operator import Operator, ShardOperator
+from curate.operator import (
+    IMAGE_COLUMN,
+    IMAGE_FILE_BYTES_COLUMN,
+    IMAGE_FILE_COLUMN,
+    IMAGE_LUMA_COLUMN,
+    Operator,
+    ShardOperator,
+)
 from schemas.annotation import ERROR_COLUMN
 from schemas.errors import ContractError
+
+# Inputs whose reasons are whole messages already ("no image: HTTP Error 404", "Image decoding error: ...").
+_PICTURE_COLUMNS = (IMAGE_COLUMN, IMAGE_LUMA_COLUMN, IMAGE_FILE_COLUMN, IMAGE_FILE_BYTES_COLUMN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,22 @@ class Input:
         """Take values that hold only the rows without an error."""
         return cls(values=values, valid=np.array([error is None for error in errors], dtype=bool), reasons=errors)
 
+    @classmethod
+    def concat(cls, parts: Sequence["Input"]) -> "Input":
+        """Put consecutive parts together."""
+        return cls(
+            values=pa.concat_arrays([part.values for part in parts]),
+            valid=np.concatenate([part.valid for part in parts]),
+            reasons=[reason for part in parts for reason in part.reasons],
+        )
+
+    def slice(self, start: int, stop: int) -> "Input":
+        """Return the rows from `start` up to `stop`."""
+        first = int(np.count_nonzero(self.valid[:start]))
+        valid = self.valid[start:stop]
+        values = self.values.slice(first, int(np.count_nonzero(valid)))
+        return Input(values=values, valid=valid, reasons=self.reasons[start:stop])
+
     def select(self, rows: np.ndarray) -> pa.Array:
         """Return the values of the rows where the mask `rows` is true; rows without a value are null."""
         if np.array_equal(rows, self.valid):
@@ -55,6 +81,17 @@ class Batches:
     rows: np.ndarray  # mask over the chunk: those in `tables`
     errors: list[str | None]
 
+    @classmethod
+    def concat(cls, parts: Sequence["Batches"], size: int) -> "Batches":
+        """Put consecutive parts together and cut them anew into batches of `size`: where parts ended does not show."""
+        tables = [table for part in parts for table in part.tables]
+        whole = pa.concat_tables(tables) if tables else pa.table({})
+        return cls(
+            tables=[whole.slice(start, size) for start in range(0, whole.num_rows, size)],
+            rows=np.concatenate([part.rows for part in parts]),
+            errors=[error for part in parts for error in part.errors],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -62,6 +99,15 @@ class Output:
 
     columns: dict[str, pa.Array]
     errors: list[str | None]
+
+    @classmethod
+    def concat(cls, parts: Sequence["Output"]) -> "Output":
+        """Put consecutive parts together."""
+        names = parts[0].columns
+        return cls(
+            columns={name: pa.concat_arrays([part.columns[name] for part in parts]) for name in names},
+            errors=[error for part in parts for error in part.errors],
+        )
 
     def as_input(self, column: str) -> Input:
         """Return a column as another operator's input; a row that failed here says so there."""
@@ -161,8 +207,7 @@ def null_reasons(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
 def _explain(column: str, reason: str | None) -> str:
     if reason is None:
         return f"no {column}"
-    # A picture's reason is a whole message already ("no image: HTTP Error 404", "Image decoding error: ...").
-    return reason if column in ("image", "image_file") else f"no {column}: {reason}"
+    return reason if column in _PICTURE_COLUMNS else f"no {column}: {reason}"
 
 
 def as_error_array(errors: Sequence[str | None]) -> pa.Array:

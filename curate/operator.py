@@ -40,8 +40,13 @@ Prepare = Callable[[pa.Table], pa.Table]
 # The input column that means the picture: upright RGB pixels, rows of the height by width by 3 bytes. See `curate.images.pixels`.
 IMAGE_COLUMN = "image"
 IMAGE_TYPE = pa.struct([("rgb", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
+# The picture in grey, for those who need no colours: rows of the height by width bytes, 0.299 R + 0.587 G + 0.114 B. See `curate.luma.planes`.
+IMAGE_LUMA_COLUMN = "image_luma"
+IMAGE_LUMA_TYPE = pa.struct([("luma", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
 # The stored file's bytes, as they lie in the tar.
 IMAGE_FILE_COLUMN = "image_file"
+# The length of that file, for those who need no more of it.
+IMAGE_FILE_BYTES_COLUMN = "image_file_bytes"
 # Reserved for every operator: the row's message where it failed.
 RESERVED_WRITES = frozenset({"uid", ERROR_COLUMN, "shard", "row"})
 

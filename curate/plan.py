@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from curate.fingerprint import fingerprint, pool_digest
-from curate.operator import IMAGE_COLUMN, IMAGE_FILE_COLUMN, Operator, PoolOperator, ShardOperator
+from curate.operator import (
+    IMAGE_COLUMN,
+    IMAGE_FILE_BYTES_COLUMN,
+    IMAGE_FILE_COLUMN,
+    IMAGE_LUMA_COLUMN,
+    Operator,
+    PoolOperator,
+    ShardOperator,
+)
 from curate.store import LabelTarget, Pool
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
 from schemas.errors import InputError, MissingColumnsError
@@ -28,6 +36,12 @@ _RESERVED_LABELS = frozenset({
     "or",
     "not",
 })
+_PICTURE_KINDS: dict[str, Literal["image", "image_luma", "image_file", "image_file_bytes"]] = {
+    IMAGE_COLUMN: "image",
+    IMAGE_LUMA_COLUMN: "image_luma",
+    IMAGE_FILE_COLUMN: "image_file",
+    IMAGE_FILE_BYTES_COLUMN: "image_file_bytes",
+}
 _DISK_NAMES = {sql: disk for disk, sql in SQL_NAMES.items()}
 
 
@@ -35,7 +49,7 @@ _DISK_NAMES = {sql: disk for disk, sql in SQL_NAMES.items()}
 class Origin:
     """Where an input column comes from; `column` is its name there, on disk."""
 
-    kind: Literal["sample", "image", "image_file", "annotation"]
+    kind: Literal["sample", "image", "image_luma", "image_file", "image_file_bytes", "annotation"]
     column: str
     operator: str = ""  # of an annotation
     fingerprint: str = ""
@@ -161,10 +175,8 @@ class _Planner:
         )
 
     def _sample_origin(self, operator: Operator, column: str, name: str) -> Origin:
-        if name == IMAGE_COLUMN:
-            return Origin(kind="image", column=name)
-        if name == IMAGE_FILE_COLUMN:
-            return Origin(kind="image_file", column=name)
+        if name in _PICTURE_KINDS:
+            return Origin(kind=_PICTURE_KINDS[name], column=name)
         disk_name = _DISK_NAMES.get(name, name)
         if disk_name not in self._sample_columns:
             raise MissingColumnsError(

@@ -38,7 +38,9 @@ def annotate_pool(
     """Run one pool-wide operator over every row and commit the shards in `missing`; the others have the same rows already."""
     operator = planned.operator
     assert isinstance(operator, PoolOperator)
-    pictures = sorted(column for column, origin in planned.origins.items() if origin.kind in ("image", "image_file"))
+    pictures = sorted(
+        column for column, origin in planned.origins.items() if origin.kind not in ("sample", "annotation")
+    )
     if pictures:
         raise InputError(f"{operator.name} is pool-wide and reads {pictures[0]!r}; only row operators see pictures")
     started = time.monotonic()

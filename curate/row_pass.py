@@ -14,14 +14,16 @@ import pyarrow as pa
 
 from curate.annotation_file import OriginKey, StoredColumns, write_annotations
 from curate.columns import Batches, Input, Output, gather, scatter
-from curate.operator import Annotate, Prepare, ShardOperator
+from curate.operator import IMAGE_COLUMN, IMAGE_LUMA_COLUMN, Annotate, Prepare, ShardOperator
 from curate.plan import Origin, Planned
 from curate.shard_reader import Chunk, read_chunks
 from curate.store import Pool, ShardHeader
+from schemas.errors import ContractError
 
 # What `load` and `prepare` made, by fingerprint: built once for all the shards that a process works on.
 _loaded: dict[str, Annotate] = {}
 _prepares: dict[str, Prepare | None] = {}
+_PICTURE_KEYS: dict[str, OriginKey] = {kind: (kind, "", kind) for kind in (IMAGE_COLUMN, IMAGE_LUMA_COLUMN)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,17 @@ class StreamItem:
 
 
 @dataclass
-class _ChunkInputs:
-    """Finds the inputs of operators in a chunk: its own columns, stored annotations, what other operators just returned."""
+class _Inputs:
+    """Finds the inputs of operators in some rows: given ones, those that `read` finds, and what operators just returned."""
 
     num_rows: int
+    read: Callable[[Origin], Input]
     known: dict[OriginKey, Input] = field(default_factory=dict)
-    chunk: Chunk | None = None
 
     def find(self, origin: Origin) -> Input:
         key = origin_key(origin)
         if key not in self.known:
-            self.known[key] = self._read(origin)
+            self.known[key] = self.read(origin)
         return self.known[key]
 
     def add(self, planned: Planned, output: Output) -> None:
@@ -78,13 +80,45 @@ class _ChunkInputs:
         inputs = {column: self.find(origin) for column, origin in planned.origins.items()}
         return gather(planned.operator, inputs, self.num_rows)
 
-    def _read(self, origin: Origin) -> Input:
-        assert self.chunk is not None, f"{origin} was not sent along"
-        if origin.kind == "sample":
-            return Input.from_column(self.chunk.samples.column(origin.column))
-        pictures = self.chunk.pictures if origin.kind == "image" else self.chunk.files
-        assert pictures is not None
-        return Input.from_errors(pictures.values, pictures.errors)
+
+@dataclass(frozen=True, kw_only=True)
+class _Stages:
+    """The missing operators of a shard in the order in which a chunk meets them.
+
+    Pictures are decoded a few at a time and let go, so what reads them runs on those few rows; the rest runs on whole chunks.
+    """
+
+    before: list[Planned]
+    beside_pictures: list[Planned]
+    after: list[Planned]
+    late: list[Planned]
+
+    @classmethod
+    def of(cls, missing: Sequence[Planned]) -> "_Stages":
+        late = split_late(missing)
+        early = [planned for planned in missing if planned not in late]
+        behind: set[str] = set()  # pictures decide their columns
+        for planned in early:
+            if _reads_pictures(planned) or not planned.upstream.isdisjoint(behind):
+                behind.add(planned.fingerprint)
+        wanted: set[str] = set()  # something that reads pictures needs them
+        for planned in reversed(missing):
+            if _reads_pictures(planned) or planned.fingerprint in wanted:
+                wanted |= {planned.fingerprint, *planned.upstream}
+        return cls(
+            before=[p for p in early if p.fingerprint not in behind],
+            beside_pictures=[p for p in early if p.fingerprint in behind and p.fingerprint in wanted],
+            after=[p for p in early if p.fingerprint in behind and p.fingerprint not in wanted],
+            late=late,
+        )
+
+    @property
+    def early(self) -> list[Planned]:
+        return [*self.before, *self.beside_pictures, *self.after]
+
+    @property
+    def late_pictures(self) -> list[Planned]:
+        return [planned for planned in self.late if _reads_pictures(planned)]
 
 
 def is_missing(pool: Pool, planned: Planned, header: ShardHeader, pool_digest: str) -> bool:
@@ -94,39 +128,24 @@ def is_missing(pool: Pool, planned: Planned, header: ShardHeader, pool_digest: s
 
 
 def annotate_shard(row_pass: RowPass, header: ShardHeader) -> ShardReport:
-    """Run what is missing for a shard in this process and commit it."""
-    started = time.monotonic()
-    missing = row_pass.missing(header)
-    with write_annotations(row_pass.pool, missing, header, row_pass.pool_digest) as writers:
-        for chunk, inputs in _read_inputs(row_pass.pool, header, missing):
-            for planned in missing:
-                output = _run(planned, _prepare(planned, inputs.batches(planned)))
-                inputs.add(planned, output)
-                writers[planned.fingerprint].add(_uids(chunk), output)
-    errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
-    return ShardReport(
-        shard=header.shard, num_rows=header.num_rows, seconds=time.monotonic() - started, num_errors=errors
-    )
+    """Run what is missing for a shard in this process and commit it; nothing of it may need a model's actor."""
+    *_, report = stream_shard(row_pass, header)
+    assert isinstance(report, ShardReport)
+    return report
 
 
 def stream_shard(row_pass: RowPass, header: ShardHeader) -> Iterator[StreamItem | ShardReport]:
     """Run the light operators of a shard and yield what the models need, chunk by chunk; last comes the report of the light ones."""
     started = time.monotonic()
     missing = row_pass.missing(header)
-    late = split_late(missing)
-    early = [planned for planned in missing if planned not in late]
-    if missing:
-        with write_annotations(row_pass.pool, early, header, row_pass.pool_digest) as writers:
-            for chunk, inputs in _read_inputs(row_pass.pool, header, missing):
-                for planned in early:
-                    output = _run(planned, _prepare(planned, inputs.batches(planned)))
-                    inputs.add(planned, output)
-                    writers[planned.fingerprint].add(_uids(chunk), output)
-                if late:
-                    yield _make_item(chunk, inputs, late)
-        errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
-    else:
-        errors = {}
+    stages = _Stages.of(missing)
+    with write_annotations(row_pass.pool, stages.early, header, row_pass.pool_digest) as writers:
+        for chunk, inputs in _read_inputs(row_pass.pool, header, missing):
+            uids = chunk.samples.column("uid").combine_chunks()
+            prepared = _run_early(stages, chunk, inputs, lambda p, output: writers[p.fingerprint].add(uids, output))  # noqa: B023
+            if stages.late:
+                yield _make_item(uids, inputs, stages.late, prepared)
+    errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
     yield ShardReport(
         shard=header.shard, num_rows=header.num_rows, seconds=time.monotonic() - started, num_errors=errors
     )
@@ -161,7 +180,7 @@ def _consume(
             if isinstance(item, ShardReport):
                 report = item
                 continue
-            inputs = _ChunkInputs(num_rows=len(item.uids), known=dict(item.inputs))
+            inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
             for planned in late:
                 batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned))
                 with lock:
@@ -175,35 +194,101 @@ def _consume(
     )
 
 
-def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) -> Iterator[tuple[Chunk, _ChunkInputs]]:
+def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) -> Iterator[tuple[Chunk, _Inputs]]:
     """Yield the shard's chunks with the inputs that do not come from an operator that is running now."""
+    if not missing:
+        return
     running = {planned.fingerprint for planned in missing}
     origins = [
         origin for planned in missing for origin in planned.origins.values() if origin.fingerprint not in running
     ]
-    kinds = {origin.kind for origin in origins}
     columns = [origin.column for origin in origins if origin.kind == "sample"]
-    stored_origins = [origin for origin in origins if origin.kind == "annotation"]
-    if not missing:
-        return
-    with StoredColumns(pool, header, stored_origins) as stored:
-        chunks = read_chunks(pool, header, columns, needs_pictures="image" in kinds, needs_files="image_file" in kinds)
-        for chunk in chunks:
-            yield chunk, _ChunkInputs(num_rows=chunk.num_rows, known=stored.take(chunk.num_rows), chunk=chunk)
+    needs_files = any(origin.kind.startswith("image") for origin in origins)
+    with StoredColumns(pool, header, [origin for origin in origins if origin.kind == "annotation"]) as stored:
+        for chunk in read_chunks(pool, header, columns, needs_files=needs_files):
+            read = functools.partial(_read_origin, chunk)
+            yield chunk, _Inputs(num_rows=chunk.num_rows, read=read, known=stored.take(chunk.num_rows))
 
 
-def _make_item(chunk: Chunk, inputs: _ChunkInputs, late: Iterable[Planned]) -> StreamItem:
+def _read_origin(chunk: Chunk, origin: Origin) -> Input:
+    if origin.kind == "image_file":
+        return chunk.read_files()
+    if origin.kind == "image_file_bytes":
+        return chunk.read_file_sizes()
+    assert origin.kind == "sample", f"{origin} is not there yet"
+    return Input.from_column(chunk.samples.column(origin.column))
+
+
+def _was_not_sent(origin: Origin) -> Input:
+    raise AssertionError(f"{origin} was not sent along")
+
+
+def _run_early(
+    stages: _Stages, chunk: Chunk, inputs: _Inputs, write: Callable[[Planned, Output], None]
+) -> dict[str, Batches]:
+    """Run a chunk's light operators and hand over their outputs; return what the models that see pictures are to work on."""
+
+    def finish(planned: Planned, output: Output) -> None:
+        inputs.add(planned, output)
+        write(planned, output)
+
+    for planned in stages.before:
+        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned))))
+    prepared: dict[str, Batches] = {}
+    if stages.beside_pictures or stages.late_pictures:
+        outputs, prepared = _run_beside_pictures(stages, chunk, inputs)
+        for planned in stages.beside_pictures:
+            finish(planned, outputs[planned.fingerprint])
+    for planned in stages.after:
+        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned))))
+    return prepared
+
+
+def _run_beside_pictures(
+    stages: _Stages, chunk: Chunk, inputs: _Inputs
+) -> tuple[dict[str, Output], dict[str, Batches]]:
+    outputs: dict[str, list[Output]] = {planned.fingerprint: [] for planned in stages.beside_pictures}
+    produced_late = {planned.fingerprint for planned in stages.late}
+    ready = [planned for planned in stages.late_pictures if planned.upstream.isdisjoint(produced_late)]
+    prepared: dict[str, list[Batches]] = {planned.fingerprint: [] for planned in ready}
+    kept: dict[str, list[Input]] = {}
+    kinds = {origin.kind for p in (*stages.beside_pictures, *stages.late_pictures) for origin in p.origins.values()}
+    for start, stop, pictures in chunk.decode(needs_colour="image" in kinds, needs_luma="image_luma" in kinds):
+        read = functools.partial(_slice, inputs, start, stop)
+        known = {_PICTURE_KEYS[kind]: found for kind, found in pictures.items()}
+        block = _Inputs(num_rows=stop - start, read=read, known=known)
+        for planned in stages.beside_pictures:
+            output = _run(planned, _prepare(planned, block.batches(planned)))
+            block.add(planned, output)
+            outputs[planned.fingerprint].append(output)
+        for planned in ready:
+            prepared[planned.fingerprint].append(_prepare(planned, block.batches(planned)))
+        if len(ready) < len(stages.late_pictures):
+            for kind, found in pictures.items():
+                kept.setdefault(kind, []).append(found)
+    inputs.known |= {_PICTURE_KEYS[kind]: Input.concat(parts) for kind, parts in kept.items()}
+    batches = {p.fingerprint: Batches.concat(prepared[p.fingerprint], _batch_size(p)) for p in ready}
+    return {fingerprint: Output.concat(parts) for fingerprint, parts in outputs.items()}, batches
+
+
+def _slice(inputs: _Inputs, start: int, stop: int, origin: Origin) -> Input:
+    return inputs.find(origin).slice(start, stop)
+
+
+def _make_item(uids: pa.Array, inputs: _Inputs, late: Iterable[Planned], prepared: dict[str, Batches]) -> StreamItem:
     produced_late = {planned.fingerprint for planned in late}
-    batches: dict[str, Batches] = {}
+    batches = dict(prepared)
     columns: dict[OriginKey, Input] = {}
     for planned in late:
+        if planned.fingerprint in batches:
+            continue
         if planned.upstream.isdisjoint(produced_late):
             batches[planned.fingerprint] = _prepare(planned, inputs.batches(planned))
             continue
         for origin in planned.origins.values():
             if origin.fingerprint not in produced_late:
                 columns[origin_key(origin)] = inputs.find(origin)
-    return StreamItem(uids=_uids(chunk), inputs=columns, batches=batches)
+    return StreamItem(uids=uids, inputs=columns, batches=batches)
 
 
 def _prepare(planned: Planned, batches: Batches) -> Batches:
@@ -216,6 +301,11 @@ def _prepare(planned: Planned, batches: Batches) -> Batches:
     if prepare is None:
         return batches
     tables = [prepare(table) for table in batches.tables]
+    for before, after in zip(batches.tables, tables, strict=True):
+        if before.num_rows != after.num_rows:
+            raise ContractError(
+                f"{operator.name} must prepare {before.num_rows} rows for {before.num_rows}, got {after.num_rows}"
+            )
     return Batches(tables=tables, rows=batches.rows, errors=batches.errors)
 
 
@@ -228,5 +318,10 @@ def _run(planned: Planned, batches: Batches) -> Output:
     return scatter(operator, batches, [annotate(table) for table in batches.tables])
 
 
-def _uids(chunk: Chunk) -> pa.Array:
-    return chunk.samples.column("uid").combine_chunks()
+def _reads_pictures(planned: Planned) -> bool:
+    return any(origin.kind in _PICTURE_KEYS for origin in planned.origins.values())
+
+
+def _batch_size(planned: Planned) -> int:
+    assert isinstance(planned.operator, ShardOperator)
+    return planned.operator.resources.batch_size

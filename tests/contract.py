@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from curate.columns import Input, Output, gather, scatter
 from curate.fingerprint import fingerprint as make_fingerprint
-from curate.images import ImageError, decode
+from curate.images import ImageError, decode, to_column
+from curate.luma import to_luma, to_luma_column
 from curate.operator import Operator, PoolOperator, ShardOperator
-from curate.shard_reader import to_column
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
 from tests.pool import FAILED_ROWS, Row, make_rows
 
@@ -108,14 +108,25 @@ def make_inputs(operator: ShardOperator, rows: Sequence[Row] | None = None) -> d
             errors = [None if row.image is not None else f"no image: {row.error_message}" for row in rows]
             files = pa.array([row.image for row in rows if row.image is not None], pa.large_binary())
             made[column] = Input.from_errors(files, errors)
-        elif column == "image":
-            made[column] = _decode(rows)
+        elif column == "image_file_bytes":
+            errors = [None if row.image is not None else f"no image: {row.error_message}" for row in rows]
+            sizes = pa.array([len(row.image) for row in rows if row.image is not None], pa.int64())
+            made[column] = Input.from_errors(sizes, errors)
+        elif column in ("image", "image_luma"):
+            made[column] = _decode(rows, column)
         else:
             raise AssertionError(f"samples have no column {column!r}: pass `inputs`")
     return made
 
 
-def _decode(rows: Sequence[Row]) -> Input:
+def picture_input(pictures: Sequence[np.ndarray], column: str = "image") -> Input:
+    """Return pictures, none missing, as the input `image` or `image_luma`."""
+    if column == "image_luma":
+        return Input.from_errors(to_luma_column([to_luma(picture) for picture in pictures]), [None] * len(pictures))
+    return Input.from_errors(to_column(pictures), [None] * len(pictures))
+
+
+def _decode(rows: Sequence[Row], column: str) -> Input:
     pictures, errors = [], list[str | None]()
     for row in rows:
         if row.image is None:
@@ -126,7 +137,7 @@ def _decode(rows: Sequence[Row]) -> Input:
             errors.append(None)
         except ImageError as error:
             errors.append(str(error))
-    return Input.from_errors(to_column(pictures), errors)
+    return Input.from_errors(picture_input(pictures, column).values, errors)
 
 
 def _check_missing_rows(operator: ShardOperator, inputs: Mapping[str, Input], output: Output) -> None:
@@ -137,8 +148,10 @@ def _check_missing_rows(operator: ShardOperator, inputs: Mapping[str, Input], ou
             continue
         assert output.errors[row], f"row {row} lacks an input and has no error"
         assert not any(values[row].is_valid for values in output.columns.values())
-    if "image" in required:
-        assert all("no image: " in str(output.errors[row]) for row in FAILED_ROWS if row < len(output.errors))
+    if any(column.startswith("image") for column in required):
+        assert operator.name.startswith("clip_score") or all(
+            "no image: " in str(output.errors[row]) for row in FAILED_ROWS if row < len(output.errors)
+        )
 
 
 def _check_empty(operator: ShardOperator, inputs: Mapping[str, Input]) -> None:

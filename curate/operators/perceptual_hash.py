@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.images import pixels
+from curate.luma import planes
 from curate.operator import Annotate, ShardOperator
 
 _SIDE = 32
 _FREQUENCIES = 8
+# The smallest short side that is halved before averaging.
+_HALVED_SIDE = 3 * _SIDE
 # Coefficients are compared after rounding, so that a plain picture does not hash the rounding errors of its zeros.
 _DECIMALS = 2
 _CACHED_LENGTHS = 4096
@@ -30,7 +32,7 @@ class PerceptualHash(ShardOperator):
 
     name = "perceptual_hash"
     version = 1
-    reads = ("image",)
+    reads = ("image_luma",)
     writes = pa.schema([("image_perceptual_hash", pa.uint64())])
 
     def load(self) -> Annotate:
@@ -40,11 +42,9 @@ class PerceptualHash(ShardOperator):
 def _annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
     import cv2
 
-    cv2.setNumThreads(1)
     coefficients = np.zeros((batch.num_rows, _FREQUENCIES**2))
-    for row, picture in enumerate(pixels(batch.column("image"))):
-        assert picture is not None  # `image` is not nullable
-        luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    for row, whole in enumerate(planes(batch.column("image_luma"))):
+        luma = _halve(whole)
         # The mean only moves the constant term; without it single precision is enough for the others.
         mean = cv2.mean(luma)[0]
         centred = luma.astype(np.float32) - np.float32(mean)
@@ -56,6 +56,16 @@ def _annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
     bits = rounded > np.median(rounded, axis=1, keepdims=True)
     hashes = np.packbits(bits, axis=1).view(">u8").astype(np.uint64).reshape(-1)
     return {"image_perceptual_hash": pa.array(hashes)}
+
+
+def _halve(luma: np.ndarray) -> np.ndarray:
+    """Average 2 x 2 pixels while both sides remain well above the 32 of the hash: fast, and lost in the averaging that follows."""
+    import cv2
+
+    while min(luma.shape) >= _HALVED_SIDE:
+        height, width = luma.shape[0] // 2, luma.shape[1] // 2
+        luma = cv2.resize(luma[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+    return luma
 
 
 @functools.lru_cache(maxsize=_CACHED_LENGTHS)

@@ -145,3 +145,16 @@ def test_boilerplate(caption: str) -> None:
 )
 def test_not_boilerplate(caption: str) -> None:
     assert measure(caption)["caption_is_boilerplate"] == [False]
+
+
+def test_kinds_of_characters_agree_with_regular_expressions() -> None:
+    import pyarrow.compute as pc
+
+    from curate.operators.caption_stats import count_kinds
+
+    every = [chr(code) for code in [*range(128), 0xC9, 0xE9, 0x663, 0x4E00, 0x20AC, 0x301, 0xA0, 0x3000, 0x1F600]]
+    # A slice, so that offsets do not start at 0.
+    texts = pa.array(["left out", "", "A b, 3", "É 42 €", "".join(every), *every]).slice(1)
+    patterns = [r"\p{Nd}", r"\p{Lu}", r"\p{L}", r"[^\p{L}\p{M}\p{N}\p{Z}\s]"]
+    expected = [pc.count_substring_regex(texts, pattern).to_pylist() for pattern in patterns]
+    assert count_kinds(texts).tolist() == expected

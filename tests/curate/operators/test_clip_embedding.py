@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.columns import Input
+from curate.images import to_column
 from curate.models.preprocess import load_settings, parse_settings, prepare_images, stack_images
 from curate.operators.clip_embedding import ClipEmbedding
-from curate.shard_reader import to_column
 from schemas.errors import InputError
-from tests.contract import check_operator, column, run
+from tests.contract import check_operator, column, picture_input, run
 from tests.model import make_checkpoint, make_siglip
 from tests.pool import draw
 
@@ -39,7 +38,7 @@ def pictures() -> list[np.ndarray]:
 
 
 def embed(folder: Path) -> np.ndarray:
-    inputs = {"image": Input.from_errors(to_column(pictures()), [None] * len(pictures()))}
+    inputs = {"image": picture_input(pictures())}
     output = run(ClipEmbedding(model=str(folder)), inputs, len(pictures()))
     return np.array(column(output, "image_embedding"), dtype=np.float32)
 

@@ -7,8 +7,7 @@ import pytest
 
 from curate.columns import Input
 from curate.operators.image_stats import ImageStats, measure_border
-from curate.shard_reader import to_column
-from tests.contract import check_operator, column, make_inputs, run
+from tests.contract import check_operator, column, make_inputs, picture_input, run
 from tests.pool import BORDER_ROW, CORRUPT_ROW, make_rows
 
 FINGERPRINT = "b09a94656786c3cb372fa38c3a94ba9a4b6728fdb36c6a8de2c6f407e94a4645"
@@ -18,8 +17,8 @@ def measure(*pictures: np.ndarray) -> dict[str, list[float]]:
     import pyarrow as pa
 
     inputs = {
-        "image": Input.from_errors(to_column(list(pictures)), [None] * len(pictures)),
-        "image_file": Input.from_column(pa.array([b"12345"] * len(pictures), pa.large_binary())),
+        "image_luma": picture_input(pictures, "image_luma"),
+        "image_file_bytes": Input.from_column(pa.array([5] * len(pictures), pa.int64())),
     }
     output = run(ImageStats(), inputs, len(pictures))
     return {name: column(output, name) for name in ImageStats.writes.names}
@@ -34,7 +33,7 @@ def test_contract() -> None:
     assert column(output, "image_file_bytes")[0] == len(rows[0].image or b"")
     assert output.errors[CORRUPT_ROW] == "Image decoding error: truncated JPEG"
     assert column(output, "image_border_ratio")[BORDER_ROW] == pytest.approx(0.4, abs=0.05)
-    assert make_inputs(operator)["image"].valid[0]
+    assert make_inputs(operator)["image_luma"].valid[0]
 
 
 def test_a_plain_picture_has_nothing_in_it() -> None:
