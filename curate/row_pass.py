@@ -203,9 +203,10 @@ def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) ->
         origin for planned in missing for origin in planned.origins.values() if origin.fingerprint not in running
     ]
     columns = [origin.column for origin in origins if origin.kind == "sample"]
-    needs_files = any(origin.kind.startswith("image") for origin in origins)
+    kinds = {origin.kind for origin in origins}
+    needs_tar, needs_files = any(kind.startswith("image") for kind in kinds), "image_file" in kinds
     with StoredColumns(pool, header, [origin for origin in origins if origin.kind == "annotation"]) as stored:
-        for chunk in read_chunks(pool, header, columns, needs_files=needs_files):
+        for chunk in read_chunks(pool, header, columns, needs_tar=needs_tar, needs_files=needs_files):
             read = functools.partial(_read_origin, chunk)
             yield chunk, _Inputs(num_rows=chunk.num_rows, read=read, known=stored.take(chunk.num_rows))
 

@@ -30,8 +30,7 @@ CHUNK_BYTES = 128 << 20
 # and that their memory is used again instead of being asked of the system: a quarter faster than decoding whole chunks.
 BLOCK_BYTES = 16 << 20
 # What the last picture of a block may need beyond that without being copied.
-_SPARE_BYTES = 2 << 20
-_BUFFER_BYTES = BLOCK_BYTES + _SPARE_BYTES
+_BUFFER_BYTES = BLOCK_BYTES + (2 << 20)
 # Rows read from the Parquet at once: a multiple of CHUNK_ROWS, so that blocks do not cut chunks short.
 _BLOCK_ROWS = 16 * CHUNK_ROWS
 # What a picture is taken to need where the shard does not say (an import that did not look): 4 megapixels.
@@ -46,7 +45,9 @@ class Chunk:
 
     first_row: int
     samples: pa.Table
-    files: Sequence[bytes | str] | None
+    tar: "_Tar | None"
+    members: Sequence[Member | str]  # empty without a tar
+    files: Sequence[bytes | str]  # empty where only pictures were asked for: those are decoded as they are read
 
     @property
     def num_rows(self) -> int:
@@ -55,36 +56,31 @@ class Chunk:
 
     def read_files(self) -> Input:
         """Return the stored files."""
-        assert self.files is not None, "the tar was not asked for"
         values = pa.array([data for data in self.files if isinstance(data, bytes)], pa.large_binary())
         return Input.from_errors(values, [data if isinstance(data, str) else None for data in self.files])
 
     def read_file_sizes(self) -> Input:
         """Return the lengths of the stored files in bytes."""
-        assert self.files is not None, "the tar was not asked for"
-        values = pa.array([len(data) for data in self.files if isinstance(data, bytes)], pa.int64())
-        return Input.from_errors(values, [data if isinstance(data, str) else None for data in self.files])
+        values = pa.array([member.size for member in self.members if isinstance(member, Member)], pa.int64())
+        return Input.from_errors(values, [member if isinstance(member, str) else None for member in self.members])
 
     def decode(self, *, needs_colour: bool, needs_luma: bool) -> Iterator[tuple[int, int, dict[str, Input]]]:
         """Yield (start, stop, pictures) of consecutive rows, as many at a time as fit in BLOCK_BYTES; pictures by "image", "image_luma"."""
-        assert self.files is not None, "the tar was not asked for"
-        # One picture's memory over and over stays in the cache: nothing but the luma of it is kept.
-        scratch = None if needs_colour else np.empty(_SPARE_BYTES, dtype=np.uint8)
-        start, block = 0, _Block(scratch, needs_luma)
-        for row, data in enumerate(self.files):
-            block.add(data)
-            if block.num_bytes >= BLOCK_BYTES or row + 1 == len(self.files):
+        assert self.tar is not None, "the tar was not asked for"
+        start, block = 0, _Block(needs_colour, needs_luma)
+        for row, source in enumerate(self.files or self.members):
+            block.add(self.tar.read(source) if isinstance(source, Member) else source)
+            if block.num_bytes >= BLOCK_BYTES or row + 1 == self.num_rows:
                 yield start, row + 1, block.finish()
-                start, block = row + 1, _Block(scratch, needs_luma)
+                start, block = row + 1, _Block(needs_colour, needs_luma)
 
 
 class _Block:
     """Pictures decoded one behind the other into one buffer, which becomes an Arrow column without being copied."""
 
-    def __init__(self, scratch: np.ndarray | None, needs_luma: bool) -> None:
+    def __init__(self, needs_colour: bool, needs_luma: bool) -> None:
         self.num_bytes = 0
-        self._scratch = scratch
-        self._colours = _Column(_BUFFER_BYTES, IMAGE_TYPE) if scratch is None else None
+        self._colours = _Column(_BUFFER_BYTES, IMAGE_TYPE) if needs_colour else None
         self._luma = _Column(_BUFFER_BYTES // 3, IMAGE_LUMA_TYPE) if needs_luma else None
         self._errors: list[str | None] = []
 
@@ -94,7 +90,7 @@ class _Block:
             self._errors.append(data)
             return
         try:
-            picture = images.decode(data, out=self._scratch if self._colours is None else self._colours.rest())
+            picture = images.decode(data, out=self._colours.rest() if self._colours else None)
         except images.ImageError as error:
             self._errors.append(str(error))
             return
@@ -150,19 +146,23 @@ class _Column:
         return make_column(shapes, pixels, self._kind)
 
 
-def read_chunks(pool: Pool, header: ShardHeader, columns: Sequence[str], *, needs_files: bool) -> Iterator[Chunk]:
-    """Yield the shard's rows in order; the tar is opened only where files are needed, and read once."""
+def read_chunks(
+    pool: Pool, header: ShardHeader, columns: Sequence[str], *, needs_tar: bool, needs_files: bool = False
+) -> Iterator[Chunk]:
+    """Yield the shard's rows in order; the tar is opened only where `needs_tar`, and read once; `needs_files` keeps files whole."""
     wanted = list(dict.fromkeys([*_OWN_COLUMNS, *columns]))
     first_row = 0
     with (
-        _open_tar(pool, header, needs_files) as tar,
+        _open_tar(pool, header, needs_tar) as tar,
         pool.open(pool.shard_parquet(header.shard)) as file,
     ):
         for block in pq.ParquetFile(file).iter_batches(batch_size=_BLOCK_ROWS, columns=wanted):
             table = pa.table(block).select(wanted)
             for start, stop in plan_chunks(table):
                 rows = table.slice(start, stop - start)
-                yield Chunk(first_row=first_row + start, samples=rows, files=tar.read(rows) if tar else None)
+                members = tar.locate(rows) if tar else ()
+                files = [tar.read(m) if isinstance(m, Member) else m for m in members] if tar and needs_files else ()
+                yield Chunk(first_row=first_row + start, samples=rows, tar=tar, members=members, files=files)
             first_row += table.num_rows
 
 
@@ -189,12 +189,17 @@ class _Tar:
         self._file = file
         self._members = _index_images(file)
 
-    def read(self, rows: pa.Table) -> list[bytes | str]:
-        """Return every row's file, or the message that says why there is none."""
+    def read(self, member: Member) -> bytes:
+        """Return a file."""
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
+
+    def locate(self, rows: pa.Table) -> list[Member | str]:
+        """Return where every row's file lies, or the message that says why there is none."""
         keys = rows.column("key").to_pylist()
         statuses = rows.column("status").to_pylist()
         messages = rows.column("error_message").to_pylist()
-        found: list[bytes | str] = []
+        found: list[Member | str] = []
         for key, status, message in zip(keys, statuses, messages, strict=True):
             member = self._members.get(key)
             if status != STATUS_SUCCESS:
@@ -202,8 +207,7 @@ class _Tar:
             elif member is None:
                 found.append(f"no image: the tar has no picture {key!r}")
             else:
-                self._file.seek(member.offset)
-                found.append(self._file.read(member.size))
+                found.append(member)
         return found
 
 
@@ -227,6 +231,8 @@ def _index_images(file: BinaryIO) -> dict[str, Member]:
     """Return image members by key: the name up to its first dot, with its folder and without; the first of a key counts."""
     members: dict[str, Member] = {}
     for member in index_tar(file):
+        if not member.name.lower().endswith(IMAGE_SUFFIXES):  # most members are texts
+            continue
         folder, slash, name = member.name.rpartition("/")
         base, _, suffix = name.partition(".")
         if suffix.lower() in IMAGE_SUFFIXES:

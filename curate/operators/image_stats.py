@@ -13,8 +13,8 @@ from curate.operator import Annotate, ShardOperator
 # A bar at a picture's edge may differ this much (of 255) within itself: what JPEG does to a flat area.
 _BORDER_TOLERANCE = 10
 _BORDER_SAMPLES = 16
-# Where a photograph is meant to be sharp, and as much of it as a small picture has.
-_SHARPNESS_SIDE = 256
+# Where a photograph is meant to be sharp; most of what a picture has when it was reduced for training.
+_SHARPNESS_SIDE = 192
 _BORDER_LINES = 16
 # Pixels that a histogram is made of: 32 for each of its levels, at which the entropy of noise is 0.02 bits too low.
 _HISTOGRAM_PIXELS = 8_192
@@ -27,7 +27,7 @@ class ImageStats(ShardOperator):
     image_width, image_height     pixels
     image_aspect_ratio            long side / short side, 1 and up (DataComp's basic filter keeps <= 3.0)
     image_file_bytes              bytes of the stored file (LAION keeps >= 5000 of the original)
-    image_sharpness               variance of the 4-neighbour Laplacian of luma 0-255 in the middle 256 x 256 pixels, 0 and up; below
+    image_sharpness               variance of the 4-neighbour Laplacian of luma 0-255 in the middle 192 x 192 pixels, 0 and up; below
                                   about 100 looks blurred (Pech-Pacheco et al. 2000, Diatom autofocusing)
     image_brightness              mean luma, 0 to 1
     image_contrast                standard deviation of luma, 0 to 0.5
