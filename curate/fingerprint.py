@@ -78,7 +78,7 @@ def pool_digest(shard_digests: Mapping[int, str]) -> str:
 
 def model_identity(model: str, revision: str = "") -> dict[str, str]:
     """Return what identifies a model in a fingerprint: the digest of a local folder, or a hub id with its pinned commit."""
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         if revision:
             raise InputError(f"model {model!r} is a folder, which has no revision; leave revision={revision!r} out")
         return {"weights": weights_digest(model)}

@@ -43,7 +43,7 @@ class TowerOperator(ShardOperator):
 
     def __post_init__(self) -> None:
         # Workers may run in another folder.
-        if Path(self.model).is_dir():
+        if self.model and Path(self.model).is_dir():
             object.__setattr__(self, "model", str(Path(self.model).absolute()))
 
     def identity(self) -> dict[str, dict[str, str]]:
