@@ -80,6 +80,11 @@ class AnnotationWriter:
             self._flush(self._num_pending)
         self._writer.close()
 
+    def release(self) -> None:
+        """End the Parquet writer while its file is still open, in a file that will be thrown away too; does nothing after `close`."""
+        if self._writer.is_open:
+            self._writer.close()
+
     def _flush(self, num_rows: int) -> None:
         table = pa.concat_tables(self._pending) if self._pending else self._schema.empty_table()
         self._writer.write_table(table.slice(0, num_rows), row_group_size=GROUP_ROWS)
@@ -99,9 +104,13 @@ def write_annotations(
             path = pool.annotation_path(planned.operator.name, planned.fingerprint, header.shard)
             file = stack.enter_context(pool.commit(path))
             writers[planned.fingerprint] = AnnotationWriter(planned, header, file, pool_digest)
-        yield writers
-        for writer in writers.values():
-            writer.close()
+        try:
+            yield writers
+            for writer in writers.values():
+                writer.close()
+        finally:
+            for writer in writers.values():
+                writer.release()
 
 
 class StoredColumns:

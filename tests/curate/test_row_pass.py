@@ -1,0 +1,184 @@
+"""One pass over a shard with operators that read each other: pictures before text, text before pictures, models among them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from curate.images import pixels
+from curate.operator import Annotate, Operator, Prepare, Resources, ShardOperator
+from curate.plan import make_plan
+from curate.row_pass import RowPass, ShardReport, annotate_shard, load_consumer, stream_shard
+from curate.store import Pool
+from schemas.errors import ContractError
+from tests.pool import CORRUPT_ROW, FAILED_ROWS, make_rows
+
+# Which operators saw how many rows at a time.
+calls: list[tuple[str, int]] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ShardOperator):
+    """Adds `<name>_x`: the sum of its inputs, a picture counting as its first byte and a text as its length."""
+
+    needs: tuple[Operator, ...] = field(default=())
+
+    def requires(self) -> tuple[Operator, ...]:
+        return self.needs
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+    def load(self) -> Annotate:
+        def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
+            calls.append((self.name, batch.num_rows))
+            columns = [measure(name, batch.column(name)) for name in batch.column_names]
+            return {f"{self.name}_x": [sum(values) for values in zip(*columns, strict=True)]}
+
+        return annotate
+
+
+def measure(name: str, column: pa.ChunkedArray) -> list[int]:
+    if name == "image":
+        return [int(picture.reshape(-1)[0]) for picture in pixels(column) if picture is not None]
+    return [len(value) if isinstance(value, str) else int(value) for value in column.to_pylist()]
+
+
+def step(name: str, reads: Sequence[str], needs: Sequence[Operator] = (), **attributes: Any) -> Operator:
+    body = {
+        "name": name,
+        "version": 1,
+        "reads": tuple(reads),
+        "writes": pa.schema([(f"{name}_x", pa.int32())]),
+        "__doc__": name,
+        "__module__": __name__,
+        "__annotations__": {},
+        **attributes,
+    }
+    made: type[Operator] = dataclass(frozen=True, kw_only=True)(type(name, (Step,), body))
+    return made(needs=tuple(needs))  # type: ignore[call-arg]
+
+
+def prepare_sum(self: ShardOperator) -> Prepare:
+    return lambda batch: pa.table({"ready": measure("image", batch.column("image"))})
+
+
+def prepare_less(self: ShardOperator) -> Prepare:
+    return lambda batch: pa.table({"ready": [0] * (batch.num_rows - 1)})
+
+
+def make_pass(pool: Pool, *operators: Operator) -> RowPass:
+    calls.clear()
+    plan = make_plan(pool, operators, pool.read_footer(pool.shard_parquet(0)).schema.to_arrow_schema().names)
+    return RowPass(pool=pool, plan=tuple(plan), pool_digest="")
+
+
+def read(row_pass: RowPass, name: str) -> list[int | None]:
+    (planned,) = [planned for planned in row_pass.plan if planned.operator.name == name]
+    table = row_pass.pool.read_table(row_pass.pool.annotation_path(name, planned.fingerprint, 0))
+    return list(table.column(f"{name}_x").to_pylist())
+
+
+def consume(row_pass: RowPass) -> ShardReport:
+    header = row_pass.pool.shard_header(0)
+    return load_consumer(row_pass)(header, stream_shard(row_pass, header))
+
+
+def with_picture(values: list[int | None]) -> list[int | None]:
+    return [None if row in (*FAILED_ROWS, CORRUPT_ROW) else value for row, value in enumerate(values)]
+
+
+def lengths() -> list[int | None]:
+    return [None if row.caption is None else len(row.caption) for row in make_rows(12)]
+
+
+def add(*columns: list[int | None]) -> list[int | None]:
+    rows = zip(*columns, strict=True)
+    return [None if None in values else sum(value for value in values if value is not None) for values in rows]
+
+
+def test_operators_before_beside_and_after_pictures(tiny_pool: Pool) -> None:
+    """text -> picture -> text -> picture -> text: each sees what the one before made, and the pictures are decoded once."""
+    first = step("first", ["alt_text"])
+    second = step("second", ["image", "first_x"], [first])
+    third = step("third", ["second_x", "alt_text"], [second])
+    fourth = step("fourth", ["image", "third_x"], [third])
+    fifth = step("fifth", ["fourth_x"], [fourth])
+    picture = step("picture", ["image"])
+    row_pass = make_pass(tiny_pool, fifth, picture)
+    report = annotate_shard(row_pass, tiny_pool.shard_header(0))
+    pictures = read(row_pass, "picture")
+    assert [value is None for value in pictures] == [value is None for value in with_picture([1] * 12)]
+    second_x = add(pictures, lengths())
+    third_x = add(second_x, lengths())
+    assert read(row_pass, "first") == lengths()
+    assert read(row_pass, "second") == second_x
+    assert read(row_pass, "third") == third_x
+    assert read(row_pass, "fifth") == read(row_pass, "fourth") == add(third_x, pictures)
+    assert sorted(report.num_errors.values()) == [1, 3, 4, 4, 4, 4]
+    assert row_pass.missing(tiny_pool.shard_header(0)) == []
+
+
+MODEL = Resources(model=True, batch_size=4)
+
+
+@pytest.mark.parametrize("prepares", [False, True])
+def test_models_read_pictures_texts_and_each_other(tiny_pool: Pool, prepares: bool) -> None:
+    light = step("light", ["image"])
+    extra = {"prepare": prepare_sum} if prepares else {}
+    model = step("model", ["image"], resources=MODEL, **extra)
+    mixed = step("mixed", ["model_x", "light_x", "alt_text", "image"], [model, light], resources=MODEL)
+    after = step("after", ["mixed_x", "alt_text"], [mixed])
+    row_pass = make_pass(tiny_pool, after)
+    report = consume(row_pass)
+    pictures = read(row_pass, "light")
+    assert read(row_pass, "model") == pictures
+    assert read(row_pass, "mixed") == add(pictures, pictures, pictures, lengths())
+    assert read(row_pass, "after") == add(pictures, pictures, pictures, lengths(), lengths())
+    assert len(report.num_errors) == 4
+    # Nine pictures in batches of four, wherever the blocks of decoded pictures end.
+    assert [size for name, size in calls if name == "model"] == [4, 4, 1]
+
+
+def test_batches_of_a_model_do_not_depend_on_the_blocks(
+    pool_builder: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from curate import shard_reader
+
+    monkeypatch.setattr(shard_reader, "BLOCK_BYTES", 1)
+    pool = pool_builder(num_shards=1, shard_size=30)
+    row_pass = make_pass(pool, step("model", ["image"], resources=MODEL))
+    consume(row_pass)
+    assert [size for name, size in calls if name == "model"] == [4] * 6 + [3]
+
+
+def test_what_is_there_is_read_and_not_computed(tiny_pool: Pool) -> None:
+    first = step("first", ["alt_text"])
+    second = step("second", ["first_x", "image"], [first])
+    annotate_shard(make_pass(tiny_pool, first), tiny_pool.shard_header(0))
+    row_pass = make_pass(tiny_pool, second)
+    annotate_shard(row_pass, tiny_pool.shard_header(0))
+    assert {name for name, _ in calls} == {"second"}
+    both = read(row_pass, "second")
+    annotate_shard(row_pass, tiny_pool.shard_header(0))
+    assert len(calls) == 1
+    assert read(row_pass, "second") == both
+
+
+def test_an_error_upstream_is_named_downstream(tiny_pool: Pool) -> None:
+    first = step("first", ["image"])
+    second = step("second", ["first_x"], [first])
+    row_pass = make_pass(tiny_pool, second)
+    annotate_shard(row_pass, tiny_pool.shard_header(0))
+    (planned,) = [planned for planned in row_pass.plan if planned.operator.name == "second"]
+    errors = tiny_pool.read_table(tiny_pool.annotation_path("second", planned.fingerprint, 0)).column("error")
+    assert errors[1].as_py() == "no first_x: no image: HTTP Error 404: Not Found"
+
+
+def test_prepare_may_not_lose_rows(tiny_pool: Pool) -> None:
+    row_pass = make_pass(tiny_pool, step("lossy", ["image"], resources=MODEL, prepare=prepare_less))
+    with pytest.raises(ContractError, match="lossy must prepare 4 rows for 4, got 3"):
+        consume(row_pass)
+    assert row_pass.missing(tiny_pool.shard_header(0)) == list(row_pass.plan)
