@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -262,3 +263,52 @@ def test_killed_streams_and_actors_are_replaced(ray_session: Executor, tmp_path:
     assert [outcome.result for outcome in streams] == [3] * 4
     actors = ray_session.map_streams(count_up, functools.partial(load_suicide, tmp_path), range(6))
     assert sorted(outcome.result or 0 for outcome in actors) == [0, 0, 1, 3, 6, 10]
+
+
+def test_a_cluster_is_joined_by_its_address() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=3"]
+    driver = """
+        import sys
+        from curate.executor import Executor
+
+        with Executor(address=sys.argv[1]) as executor:
+            print(sorted(outcome.result for outcome in executor.map(abs, [-3, -2])))
+            print(executor._num_slots(1.0))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(driver), f"127.0.0.1:{port}"]
+    cluster = subprocess.Popen(
+        [*head, "--include-dashboard=false"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+    )
+    try:
+        assert cluster.stdout is not None
+        assert any("will now block forever" in line for line in cluster.stdout)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+        assert result.stdout.splitlines()[-2:] == ["[2, 3]", "4"]  # half as many again as the cluster's three CPUs
+    finally:
+        cluster.terminate()
+        cluster.wait()
+
+
+def test_an_address_where_nobody_listens_is_named() -> None:
+    script = """
+        from curate.executor import Executor
+        from schemas.errors import InputError
+
+        try:
+            Executor(address="127.0.0.1:1").start()
+        except InputError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=200
+    )
+    assert "cannot join the Ray cluster at '127.0.0.1:1'" in result.stdout
+    assert "start one with `ray start --head`" in result.stdout
