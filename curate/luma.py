@@ -1,13 +1,12 @@
 """Pictures in grey, for the operators that look at nothing else; made once, right after decoding, however many of them there are."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from curate.operator import IMAGE_LUMA_TYPE
-
-_NO_SIDES = pa.array([], pa.int32())
 
 
 def to_luma(rgb: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -33,14 +32,11 @@ def planes(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
 
 def make_column(shapes: Sequence[tuple[int, ...]], pixels: np.ndarray, kind: pa.StructType) -> pa.Array:
     """Return pictures of `shapes` that lie one behind the other in `pixels` as a column of `kind`, without copying them."""
-    sizes = np.array(shapes, dtype=np.int64).reshape(len(shapes), -1)
     offsets = np.zeros(len(shapes) + 1, dtype=np.int64)
-    np.cumsum(sizes.prod(axis=1), out=offsets[1:])
+    np.cumsum([math.prod(shape) for shape in shapes], out=offsets[1:])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(pixels)]
     data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(shapes), buffers)
-    heights, widths = (
-        (pa.array(sizes[:, axis].astype(np.int32)) for axis in (0, 1)) if shapes else (_NO_SIDES, _NO_SIDES)
-    )
+    heights, widths = (pa.array([shape[axis] for shape in shapes], pa.int32()) for axis in (0, 1))
     return pa.StructArray.from_arrays([data, heights, widths], fields=list(kind))
 
 

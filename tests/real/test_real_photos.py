@@ -204,4 +204,4 @@ def test_checkpoint_beats_chance_on_held_back_pairs(trained: Run, held_back: Run
     scores = json.loads(winnow("evaluate", str(run), "--data", str(held_back.dataset), "--json"))
     (result,) = scores.values()
     for direction in ("image_to_text", "text_to_image"):
-        assert result[f"{direction}_recall_at_10"] > 2 * result[f"{direction}_recall_at_10_chance"], result
+        assert result[f"{direction}_recall@10"] > 2 * result[f"chance_{direction}_recall@10"], result
