@@ -40,7 +40,7 @@ TARGET = 0.7
 
 def main() -> None:
     """Print the tables; a number as argument is the rows per shard."""
-    shard_size = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    shard_size = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
     with tempfile.TemporaryDirectory() as folder, Executor(num_workers=NUM_WORKERS) as executor:
         rows, source = make_rows(shard_size)
         pool = Pool(Path(folder) / "pool")
