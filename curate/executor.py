@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ WORKER_ENVIRONMENT = {
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
 _KNOCK_SECONDS = 10.0
+_SECONDS_BETWEEN_LOOKS, _LOOKS_AT_A_DEAD_NODE = 5.0, 12
 # An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
 _HALF_CPU = 0.5
 # Units in flight per GPU: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
@@ -207,6 +209,8 @@ class Executor:
                 f"here as it is set there"
             ) from error
         self._has_started = True
+        if self._address is None:
+            threading.Thread(target=_watch_node, name="ray-node-watch", daemon=True).start()
 
     def num_parallel(self, cpus: float = 1.0) -> int:
         """Return how many units of `map` run at once, for limits that all of them share; starts Ray."""
@@ -458,6 +462,22 @@ def _knock(address: str | None) -> None:
             socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
         except OSError as error:
             raise ConnectionError(str(error)) from error
+
+
+def _watch_node() -> None:
+    """End this process when the local node has died and Ray has not noticed for a minute: it would wait for ever.
+
+    Every stage commits last and goes on where it was, so an end is better than a hang.
+    """
+    import ray
+
+    num_looks = 0
+    while (node := ray._private.worker._global_node) is not None:
+        num_looks = num_looks + 1 if node.dead_processes() else 0
+        if num_looks > _LOOKS_AT_A_DEAD_NODE:
+            logger.critical("the Ray node of this machine died; run the same command again, it goes on where it was")
+            os._exit(1)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _count_cpus() -> int:

@@ -95,7 +95,7 @@ def kill_and_finish(arguments: Sequence[str], kind: str, delay: float, log: Path
 def _wait(process: "subprocess.Popen[bytes]") -> None:
     """Let a driver that lost a process recover or give up; one that hangs is a defect."""
     try:
-        process.wait(120)
+        process.wait(240)
     except subprocess.TimeoutExpired as error:
         process.kill()
         raise AssertionError("the driver hung after it lost a process") from error
