@@ -153,7 +153,7 @@ def resize_to(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     if rgb.shape[:2] == (height, width):
         return rgb
     if rgb.shape[0] <= height and rgb.shape[1] <= width:
-        # img2dataset takes Lanczos here, which costs six times as much and, of pixels that are not there, knows no more.
+        # img2dataset takes Lanczos here, which costs several times as much and knows no more of pixels that are not there.
         return cast(np.ndarray, cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC))
     boxes = width * _whole_multiple(rgb.shape[1] / width), height * _whole_multiple(rgb.shape[0] / height)
     if boxes != (rgb.shape[1], rgb.shape[0]):
