@@ -183,7 +183,9 @@ class _Run:
             f"annotate {planned.labels[0]}", sum(h.num_rows for h in self._headers.values()), "samples"
         )
         try:
-            report = annotate_pool(self._pool, planned, self._headers, missing, self._digest, self._progress)
+            report = annotate_pool(
+                self._pool, planned, self._headers, missing, self._digest, self._executor, self._progress
+            )
         finally:
             self._progress.close()
         self._done[planned.fingerprint] |= report.num_errors

@@ -94,6 +94,13 @@ def model_identity(model: str, revision: str = "") -> dict[str, str]:
     return {"model": model, "revision": revision}
 
 
+def file_identity(path: str) -> dict[str, str]:
+    """Return what identifies a file in a fingerprint: the digest of its content, wherever it lies."""
+    if not Path(path).is_file():
+        raise InputError(f"file {path!r} does not exist")
+    return {"sha256": _file_digest(Path(path))}
+
+
 def weights_digest(folder: str | Path) -> str:
     """Return the sha256 over the names and contents of a model folder's weights, configuration and tokenizer."""
     root = Path(folder)

@@ -34,6 +34,8 @@ from schemas.errors import ContractError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
 
+    from curate.pool_work import PoolWork
+
 Annotate = Callable[[pa.Table], Mapping[str, Sequence[Any]]]
 Prepare = Callable[[pa.Table], pa.Table]
 
@@ -132,10 +134,11 @@ class PoolOperator(Operator):
     """Needs every row: duplicates, clusters, balancing."""
 
     @abstractmethod
-    def annotate(self, pool: "DuckDBPyRelation") -> Iterator[pa.Table]:
+    def annotate(self, pool: "DuckDBPyRelation", work: "PoolWork") -> Iterator[pa.Table]:
         """Yield tables whose rows, put together, are the pool's rows in pool order (`ORDER BY shard, row`), with `uid` and the columns `writes`.
 
-        `pool` has the columns shard, row, uid and `reads`. It may be larger than memory: work in SQL, or stream.
+        `pool` has the columns shard, row, uid and `reads`. It may be larger than memory: work in SQL, or stream. `work` has scratch space
+        on disk, a budget of memory, and `map` to share the work among Ray's workers. What is yielded must not depend on their number.
         """
 
 

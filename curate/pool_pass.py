@@ -1,16 +1,20 @@
 """Pool-wide operators: one relation over every row in, one annotation file per shard out."""
 
 import logging
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
 from curate.annotation_file import write_annotations
 from curate.catalog import Catalog
+from curate.executor import Executor
 from curate.operator import PoolOperator
 from curate.plan import Planned
+from curate.pool_work import PoolWork
 from curate.store import Pool, ShardHeader
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN, annotation_schema
 from schemas.errors import ContractError, InputError, StaleDatasetError
@@ -33,6 +37,7 @@ def annotate_pool(
     headers: Mapping[int, ShardHeader],
     missing: list[int],
     pool_digest: str,
+    executor: Executor,
     progress: Progress,
 ) -> PoolReport:
     """Run one pool-wide operator over every row and commit the shards in `missing`; the others have the same rows already."""
@@ -45,9 +50,9 @@ def annotate_pool(
         raise InputError(f"{operator.name} is pool-wide and reads {pictures[0]!r}; only row operators see pictures")
     started = time.monotonic()
     errors: dict[int, int] = {}
-    with Catalog(pool) as catalog:
+    with tempfile.TemporaryDirectory(prefix="winnow-pool-") as folder, Catalog(pool) as catalog:
         relation = catalog.pool_relation({column: origin.sql_name for column, origin in planned.origins.items()})
-        rows = _Rows(planned, operator.annotate(relation))
+        rows = _Rows(planned, operator.annotate(relation, PoolWork(Path(folder), executor)))
         for shard in sorted(headers):
             header = headers[shard]
             if shard in missing:

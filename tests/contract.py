@@ -1,7 +1,9 @@
 """What every operator must do, checked by one call from its test."""
 
 import pickle
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from curate.fingerprint import fingerprint as make_fingerprint
 from curate.images import ImageError, decode, to_column
 from curate.luma import to_luma, to_luma_column
 from curate.operator import Operator, PoolOperator, ShardOperator
+from curate.pool_work import PoolWork
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
 from tests.pool import FAILED_ROWS, Row, make_rows
 
@@ -64,14 +67,15 @@ def check_pool_operator(operator: PoolOperator, *, fingerprint: str, rows: pa.Ta
     import duckdb
 
     check_declaration(operator, operator, fingerprint)
-    with duckdb.connect() as connection:
+    with duckdb.connect() as connection, tempfile.TemporaryDirectory() as folder:
+        work = PoolWork(Path(folder))
         # The order in which rows arrive must not matter.
         shuffled = rows.take(np.random.default_rng(0).permutation(rows.num_rows))
         tables = [
-            pa.concat_tables(operator.annotate(connection.from_arrow(table))).combine_chunks()
+            pa.concat_tables(operator.annotate(connection.from_arrow(table), work)).combine_chunks()
             for table in (rows, shuffled)
         ]
-        empty = list(operator.annotate(connection.from_arrow(rows.slice(0, 0))))
+        empty = list(operator.annotate(connection.from_arrow(rows.slice(0, 0)), work))
     assert tables[0].equals(tables[1])
     assert sum(table.num_rows for table in empty) == 0
     ordered = rows.sort_by([("shard", "ascending"), ("row", "ascending")])

@@ -12,6 +12,8 @@ from schemas.sample import STATUS_SUCCESS
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
 
+    from curate.pool_work import PoolWork
+
 _BATCH_ROWS = 65_536
 # What must be equal, by the prefix of its columns.
 _KEYS = {"image": "sha256", "caption": "alt_text", "pair": "sha256, alt_text"}
@@ -51,7 +53,7 @@ class ExactDedup(PoolOperator):
         )
     ])
 
-    def annotate(self, pool: "DuckDBPyRelation") -> Iterator[pa.Table]:
+    def annotate(self, pool: "DuckDBPyRelation", work: "PoolWork") -> Iterator[pa.Table]:  # noqa: ARG002 SQL does it all
         query = f"SELECT uid, {', '.join(self.writes.names)}, error FROM ({_query()}) ORDER BY shard, row"
         rows = pool.query("everything", query)
         assert rows is not None, "a SELECT gives a relation"

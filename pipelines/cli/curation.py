@@ -194,6 +194,22 @@ def sql(
 
 
 @app.command()
+def extremes(
+    value: Annotated[str, typer.Argument(help="SQL over `pool`: a column, or an expression of columns.")],
+    pool: PoolOption,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG to write.")] = Path("extremes.png"),
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Pictures at each end.")] = 20,
+    where: Annotated[str, typer.Option("--where", metavar="SQL", help="Only rows for which this is true.")] = "true",
+) -> None:
+    """Draw a contact sheet of the pictures with the highest and the lowest values: look at a column before trusting it."""
+    from pipelines.sheet import draw, find_extremes
+
+    opened = open_pool(pool)
+    out.write_bytes(draw(opened, find_extremes(opened, value, num_samples, where=where)))
+    typer.echo(out)
+
+
+@app.command()
 @with_settings(BuildConfig)
 def build(
     pool: PoolOption,

@@ -67,7 +67,7 @@ def test_parameters_are_the_identity() -> None:
 
         distance: int = 3
 
-        def annotate(self, pool: object) -> object:  # type: ignore[override]
+        def annotate(self, pool: object, work: object) -> object:  # type: ignore[override]
             return iter(())
 
     operator = Pooled(distance=4, label="near", bind={"url": "key"})

@@ -17,6 +17,8 @@ from tests.pool import make_rows, write_shard
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
 
+    from curate.pool_work import PoolWork
+
 Change = Callable[[list[pa.Table]], list[pa.Table]]
 
 
@@ -34,7 +36,7 @@ class Rank(PoolOperator):
     def identity(self) -> dict[str, Any]:
         return {}
 
-    def annotate(self, pool: "DuckDBPyRelation") -> Iterator[pa.Table]:
+    def annotate(self, pool: "DuckDBPyRelation", work: "PoolWork") -> Iterator[pa.Table]:
         query = "SELECT uid, rank() OVER (ORDER BY length(alt_text), uid) AS rank_x FROM p ORDER BY shard, row"
         rows = pool.query("p", query)
         tables = [pa.table(batch) for batch in rows.to_arrow_reader(7)]

@@ -25,6 +25,7 @@ COMMANDS = {
     "operators": "--json",
     "select": "--pool --name --recipe --rule --weight --caption --top --per-group --limit --seed --set --json",
     "sql": "QUERY --pool --json --csv --parquet",
+    "extremes": "VALUE --pool --out --num-samples --where",
     "build": "--pool --selection --out --address --num-workers --shard-size --view --image-format",
     "status": "--pool --json",
     "train": "DATASET --out --recipe --set --address --num-processes",

@@ -1,0 +1,123 @@
+"""Contact sheets: rows of pictures with a few words under each, as one PNG; and the rows at both ends of any SQL value."""
+
+import io
+import textwrap
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from curate.catalog import Catalog
+from curate.images import ImageError, decode
+from curate.store import Pool
+from curate.tar import index_tar
+from schemas.errors import InputError
+from schemas.sample import STATUS_SUCCESS
+
+_TILE = 132
+_NOTE_HEIGHT = 12
+_TEXT_HEIGHT = 58
+_TITLE_HEIGHT = 24
+_MARGIN = 8
+_LETTERS_PER_LINE, _LINES_OF_CAPTION = 25, 4
+_PAPER, _INK, _GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One tile: where the image lies, its caption, and a line to write above it."""
+
+    shard: int
+    key: str
+    caption: str
+    note: str
+
+
+def draw(pool: Pool, sections: Mapping[str, Sequence[Example]], *, per_row: int = 10) -> bytes:
+    """Return a sheet as PNG: a heading for every section, then its tiles, `per_row` beside each other; unreadable pictures stay grey."""
+    files = _read_files(pool, (example for examples in sections.values() for example in examples))
+    heights = [_TITLE_HEIGHT + -(-len(examples) // per_row) * (_TILE + _TEXT_HEIGHT) for examples in sections.values()]
+    sheet = Image.new("RGB", (_MARGIN + per_row * (_TILE + _MARGIN), sum(heights) + _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    title, small = ImageFont.load_default(15), ImageFont.load_default(10)
+    top = 0
+    for (heading, examples), height in zip(sections.items(), heights, strict=True):
+        pen.text((_MARGIN, top + 4), _to_ascii(heading), fill=_INK, font=title)
+        for number, example in enumerate(examples):
+            left = _MARGIN + number % per_row * (_TILE + _MARGIN)
+            above = top + _TITLE_HEIGHT + number // per_row * (_TILE + _TEXT_HEIGHT)
+            sheet.paste(_tile(files.get((example.shard, example.key), b"")), (left, above))
+            below = above + _TILE + 2
+            lines = textwrap.wrap(_to_ascii(example.caption), _LETTERS_PER_LINE)[:_LINES_OF_CAPTION] or ["(no caption)"]
+            pen.text((left, below), _to_ascii(example.note)[:_LETTERS_PER_LINE], fill=_GREY, font=small)
+            pen.multiline_text((left, below + _NOTE_HEIGHT), "\n".join(lines), fill=_INK, font=small, spacing=1)
+        top += height
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def find_extremes(pool: Pool, value: str, num_samples: int, *, where: str = "true") -> dict[str, list[Example]]:
+    """Return the rows with a picture where a SQL value over the pool is highest and lowest, by heading; ties are broken by uid.
+
+    Raises InputError where no row has a value.
+    """
+    sections = {}
+    with Catalog(pool) as catalog:
+        for end, order in (("highest", "DESC"), ("lowest", "ASC")):
+            rows = catalog.sql(
+                f"SELECT shard, key, alt_text, ({value}) AS value FROM pool "
+                f"WHERE status = '{STATUS_SUCCESS}' AND ({value}) IS NOT NULL AND ({where}) "
+                f"ORDER BY value {order}, uid LIMIT {num_samples}"
+            ).fetchall()
+            sections[f"{end} {value}"] = [
+                Example(shard=shard, key=key, caption=caption or "", note=_format(found))
+                for shard, key, caption, found in rows
+            ]
+    if not any(sections.values()):
+        raise InputError(f"no row with a picture has a value of {value!r}; `winnow status` shows what is annotated")
+    return sections
+
+
+def _format(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read_files(pool: Pool, examples: Iterable[Example]) -> Mapping[tuple[int, str], bytes]:
+    """Return the image files of the examples, one pass over the headers of each tar."""
+    wanted: dict[int, set[str]] = defaultdict(set)
+    for example in examples:
+        wanted[example.shard].add(example.key)
+    files = {}
+    for shard, keys in wanted.items():
+        with pool.open(pool.shard_tar(pool.shard_header(shard))) as file:
+            members = [member for member in index_tar(file) if _is_image(member.name, keys)]
+            for member in members:
+                file.seek(member.offset)
+                files[shard, member.name.split(".")[0]] = file.read(member.size)
+    return files
+
+
+def _is_image(name: str, keys: set[str]) -> bool:
+    key, _, suffix = name.partition(".")
+    return key in keys and suffix not in {"json", "txt"}
+
+
+def _tile(data: bytes) -> Image.Image:
+    tile = Image.new("RGB", (_TILE, _TILE), (238, 238, 238))
+    try:
+        picture = Image.fromarray(decode(data))
+    except ImageError:
+        return tile
+    scale = _TILE / max(picture.size)
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    tile.paste(picture, ((_TILE - picture.width) // 2, (_TILE - picture.height) // 2))
+    return tile
+
+
+def _to_ascii(text: str) -> str:
+    # The one font that Pillow brings along has no accents.
+    plain = text.replace("ß", "ss").replace("œ", "oe").replace("Œ", "Oe")
+    return unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()
