@@ -7,6 +7,7 @@ import asyncio
 import functools
 import json
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -61,6 +62,7 @@ Report = Callable[[Transformed], None]
 def fetch_shard(task: ShardTask) -> ShardCounts:
     """Fetch and commit one shard."""
     start_time = time.time()
+    threading.Thread(target=_load_libraries, name="load-libraries", daemon=True).start()
     task.pool.remove_abandoned("shards")
     rows = task.pool.read_table(task.rows_path)
     spool = Spool()
@@ -81,6 +83,15 @@ def fetch_shard(task: ShardTask) -> ShardCounts:
     finally:
         spool.close()
         reporter.close()
+
+
+@functools.cache
+def _load_libraries() -> None:
+    """Load what the first picture and the end of the first shard need, while the network is waited for anyway."""
+    import cv2  # noqa: F401
+    import simplejpeg  # noqa: F401
+
+    pa.array(["pandas, which Arrow loads for its first list"])
 
 
 def fetch_rows(
