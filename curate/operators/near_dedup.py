@@ -1,0 +1,192 @@
+"""Near copies of a picture within the pool, by perceptual hash."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.grouping import star_groups
+from curate.hamming import distance, near_pairs
+from curate.operator import Operator, PoolOperator
+from curate.operators.perceptual_hash import PerceptualHash
+from curate.pool_rows import missing_errors, stream, stream_query
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
+
+    from curate.pool_work import PoolWork
+
+_ORDERS = {
+    "largest": "original_width::BIGINT * original_height DESC NULLS LAST, uid",
+    "smallest_uid": "uid",
+}
+# Bits of odd horizontal frequencies: a mirrored picture's coefficients there change their sign, all others stay.
+_MIRROR = np.uint64(0x5555555555555555)
+# The hash of a picture with any detail has half its bits set; fewer than this many mean a plain one, alike to every other plain one.
+_MIN_BITS = 16
+_NO_GROUP = np.int64(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearDedup(PoolOperator):
+    """Near copies of a picture: perceptual hashes that differ in at most `max_distance` of 64 bits; exact, not approximate.
+
+    near_dedup_group         uid of the row that stands for the group: every member is within `max_distance` of it, so that groups do
+                             not chain unrelated pictures
+    near_dedup_num_copies    rows of the group, 1 and up
+    is_near_duplicate        false for the row that stands for the group, true for the others: `NOT is_near_duplicate` keeps one of each
+    near_dedup_distance      bits in which the row differs from that one, 0 to `max_distance`
+    near_dedup_captions      where the row stands for several: their distinct captions, its own first; else null. To train on a picture
+                             with the captions of all its copies name `near_dedup.near_dedup_captions[*]` in the caption mixture
+
+    `keep` says which row stands for a group: `largest` as downloaded (uid breaks ties), or `smallest_uid`. To keep the best by a score
+    instead, cap the group: per_group {by: near_dedup_group, num_samples: 1, order: SCORE}. `flips` also finds mirrored copies. Pictures
+    without detail (a hash with fewer than 16 bits set) are nobody's copy. Bits are compared in bands (Norouzi et al. 2012), in memory
+    of about 150 bytes per row.
+    """
+
+    name = "near_dedup"
+    version = 1
+    reads = ("image_perceptual_hash", "original_width", "original_height", "alt_text", "status", "error_message")
+    writes = pa.schema([
+        ("near_dedup_group", pa.string()),
+        ("near_dedup_num_copies", pa.int32()),
+        ("is_near_duplicate", pa.bool_()),
+        ("near_dedup_distance", pa.int32()),
+        ("near_dedup_captions", pa.list_(pa.string())),
+    ])
+
+    max_distance: int = 6  # bits of 64 in which copies may differ, 0 to 16
+    flips: bool = False  # whether a mirrored picture is a copy
+    keep: str = "largest"  # largest or smallest_uid
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_distance <= 16:
+            raise InputError(f"near_dedup max_distance is {self.max_distance}; it must be 0 to 16")
+        if self.keep not in _ORDERS:
+            raise InputError(f"near_dedup keep is {self.keep!r}; it must be one of {', '.join(_ORDERS)}")
+
+    def requires(self) -> tuple[Operator, ...]:
+        return () if "image_perceptual_hash" in self.bind else (PerceptualHash(),)
+
+    def annotate(self, pool: "DuckDBPyRelation", work: "PoolWork") -> Iterator[pa.Table]:
+        hashes, priorities = self._read(pool)
+        representatives = self._group(hashes, priorities, work)
+        texts = _read_texts(pool, representatives)
+        yield from self._write(pool, hashes, representatives, texts)
+
+    def _read(self, pool: "DuckDBPyRelation") -> tuple[np.ma.MaskedArray[Any, Any], np.ndarray]:
+        """Return every row's hash (masked where there is none), and its place in the order of preference, in pool order."""
+        rank = f"row_number() OVER (ORDER BY {_ORDERS[self.keep]}) - 1"
+        query = f"SELECT shard, row, image_perceptual_hash AS hash, {rank} AS place FROM everything ORDER BY shard, row"
+        hashes, masks, places = [], [], []
+        for batch in stream_query(pool, f"SELECT hash, place FROM ({query})"):
+            column = batch.column("hash")
+            masks.append(column.is_null().to_numpy(zero_copy_only=False))
+            hashes.append(column.fill_null(0).to_numpy(zero_copy_only=False))
+            places.append(batch.column("place").to_numpy())
+        if not hashes:
+            return np.ma.masked_array(np.empty(0, np.uint64), np.empty(0, bool)), np.empty(0, np.int64)
+        found = np.concatenate(hashes).astype(np.uint64)
+        return np.ma.masked_array(found, np.concatenate(masks)), np.concatenate(places)
+
+    def _group(self, hashes: "np.ma.MaskedArray[Any, Any]", places: np.ndarray, work: "PoolWork") -> np.ndarray:
+        """Return for every row the row that stands for it, -1 where it has no hash; rows are counted in pool order."""
+        representatives = np.where(np.ma.getmaskarray(hashes), _NO_GROUP, np.arange(len(hashes)))
+        values = np.ma.getdata(hashes)
+        rows = np.flatnonzero((representatives >= 0) & (np.bitwise_count(values) >= _MIN_BITS))
+        # Equal hashes first: the most preferred row of each distinct one, in the order of preference.
+        rows = rows[np.argsort(places[rows], kind="stable")]
+        _, first, inverse = np.unique(values[rows], return_index=True, return_inverse=True)
+        by_preference = np.argsort(first, kind="stable")
+        number = np.empty(len(first), np.int64)
+        number[by_preference] = np.arange(len(first))
+        best = rows[first[by_preference]]  # the row of each distinct hash
+        left, right = self._pairs(values[best], work)
+        stars = star_groups(len(best), left, right)
+        representatives[rows] = best[stars[number[inverse]]]
+        return representatives
+
+    def _pairs(self, distinct: np.ndarray, work: "PoolWork") -> tuple[np.ndarray, np.ndarray]:
+        if not self.flips:
+            return near_pairs(distinct, self.max_distance, map_items=work.map)
+        both = np.concatenate([distinct, distinct ^ _MIRROR])
+        left, right = near_pairs(both, self.max_distance, map_items=work.map)
+        pairs = np.unique(np.sort(np.stack([left % len(distinct), right % len(distinct)]), axis=0), axis=1)
+        return pairs[0][pairs[0] != pairs[1]], pairs[1][pairs[0] != pairs[1]]
+
+    def _write(
+        self,
+        pool: "DuckDBPyRelation",
+        hashes: "np.ma.MaskedArray[Any, Any]",
+        representatives: np.ndarray,
+        texts: "_Texts",
+    ) -> Iterator[pa.Table]:
+        values = np.ma.getdata(hashes)
+        there = representatives >= 0
+        sizes = np.bincount(representatives[there], minlength=len(values))
+        start = 0
+        for batch in stream(pool, "uid, status, error_message"):
+            stop = start + batch.num_rows
+            mine = representatives[start:stop]
+            is_lost = mine < 0
+            others = np.where(is_lost, 0, mine)
+            gaps = distance(values[start:stop], values[others])
+            if self.flips:
+                gaps = np.minimum(gaps, distance(values[start:stop] ^ _MIRROR, values[others]))
+            is_copy = mine != np.arange(start, stop)
+            uids = batch.column("uid").to_pylist()
+            groups = [
+                texts.uids[other] if copy else uid
+                for uid, other, copy in zip(uids, mine.tolist(), is_copy.tolist(), strict=True)
+            ]
+            yield pa.table({
+                "uid": batch.column("uid"),
+                "near_dedup_group": pa.array(groups, pa.string(), mask=is_lost),
+                "near_dedup_num_copies": pa.array(sizes[others].astype(np.int32), mask=is_lost),
+                "is_near_duplicate": pa.array(is_copy, mask=is_lost),
+                "near_dedup_distance": pa.array(gaps.astype(np.int32), mask=is_lost),
+                "near_dedup_captions": pa.array(
+                    [texts.captions.get(row) for row in range(start, stop)], pa.list_(pa.string())
+                ),
+                "error": missing_errors(batch, is_lost, "image_perceptual_hash"),
+            })
+            start = stop
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """By row: the uids of those that stand for others, and the distinct captions of their groups."""
+
+    uids: dict[int, str | None]
+    captions: dict[int, list[str]]
+
+
+def _read_texts(pool: "DuckDBPyRelation", representatives: np.ndarray) -> _Texts:
+    rows = np.flatnonzero((representatives >= 0) & (representatives != np.arange(len(representatives))))
+    is_needed = np.zeros(len(representatives), bool)
+    is_needed[rows] = is_needed[representatives[rows]] = True
+    uids: dict[int, str | None] = {-1: None}
+    captions: dict[int, list[str]] = {}
+    members: dict[int, list[str]] = {}
+    start = 0
+    for batch in stream(pool, "uid, alt_text"):
+        needed = np.flatnonzero(is_needed[start : start + batch.num_rows])
+        chosen = batch.take(pa.array(needed))
+        for row, uid, caption in zip((needed + start).tolist(), *chosen.to_pydict().values(), strict=True):
+            stands_for_it = int(representatives[row])
+            if row == stands_for_it:
+                uids[row] = uid
+            # Its own caption goes first, wherever the row lies among its copies.
+            found = captions if row == stands_for_it else members
+            if caption:
+                found.setdefault(stands_for_it, []).append(caption)
+            else:
+                captions.setdefault(stands_for_it, [])
+        start += batch.num_rows
+    for row, others in members.items():
+        captions[row] = list(dict.fromkeys([*captions.get(row, []), *others]))
+    return _Texts(uids, {row: found for row, found in captions.items() if found})
