@@ -37,3 +37,13 @@ def missing_errors(batch: pa.RecordBatch, is_missing: np.ndarray, what: str) -> 
         )
     ]
     return pa.array(reasons, pa.string(), mask=~is_missing)
+
+
+def draw_sql(seed: int) -> str:
+    """Return SQL of a 64-bit number that is even over rows, and a function of seed and uid; `to_uniform` makes a draw of it."""
+    return f"md5_number_lower('{seed}:' || uid)"
+
+
+def to_uniform(numbers: np.ndarray) -> np.ndarray:
+    """Return 64-bit numbers as draws from [0, 1)."""
+    return np.asarray((numbers.astype(np.uint64) >> np.uint64(11)) * 2.0**-53)
