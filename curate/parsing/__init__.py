@@ -1,0 +1,1 @@
+"""Captions into objects, attributes and actions."""
