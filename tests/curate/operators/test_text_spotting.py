@@ -1,0 +1,117 @@
+"""Text that was drawn into pictures is found, read and compared with the caption."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from curate.columns import Input
+from curate.models.ocr import Spotted
+from curate.operators.text_spotting import TextSpotting
+from schemas.errors import InputError
+from tests.contract import check_operator, column, picture_input, run
+
+pytest.importorskip("rapidocr", reason="the OCR engine is an extra: pip install 'winnow[ocr]'")
+
+FINGERPRINT = "7371602cb94b9000b6c22c97980434d33e9d2790383ef3e714640c7eeeea075f"
+
+
+def with_text(text: str, *, width: int = 240, height: int = 120, size: int = 24, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(60, 120, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    ImageDraw.Draw(picture).text((10, height // 3), text, fill=(255, 255, 255), font=ImageFont.load_default(size))
+    return np.asarray(picture)
+
+
+def spot(operator: TextSpotting, pictures: list[np.ndarray], captions: list[str | None]) -> dict[str, list[Any]]:
+    inputs = {"image": picture_input(pictures), "alt_text": Input.from_column(pa.array(captions, pa.string()))}
+    output = run(operator, inputs, len(pictures))
+    assert not any(output.errors)
+    return {name: column(output, name) for name in operator.writes.names}
+
+
+def test_contract() -> None:
+    output = check_operator(TextSpotting(), fingerprint=FINGERPRINT)
+    assert column(output, "text_caption_ratio")[5] is None  # no caption
+    assert column(output, "text_matches_caption")[5] is False
+
+
+def test_drawn_text_is_read() -> None:
+    found = spot(TextSpotting(), [with_text("SUMMER SALE"), with_text("")], ["The Summer Sale is on", "a grey wall"])
+    assert found["text_strings"][0] == ["SUMMER SALE"]
+    assert found["text_confidences"][0][0] > 0.9
+    assert found["text_overlap_num_chars"][0] == len("summersale")
+    assert found["text_caption_ratio"][0] == pytest.approx(2 / 3)  # the, summer, sale; "is" and "on" are too short
+    assert found["text_matches_caption"] == [True, False]
+    left, top, right, bottom = found["text_boxes"][0][0]
+    assert 0 <= left < 0.1 < right < 0.9
+    assert 0.2 < top < 0.45 < bottom < 0.8
+    assert found["text_area_ratio"][0] == pytest.approx((right - left) * (bottom - top), abs=0.03)
+    assert found["text_strings"][1] == []
+    assert found["text_area_ratio"][1] == 0.0
+
+
+def test_a_small_picture_is_read() -> None:
+    found = spot(TextSpotting(), [with_text("two red", width=96, height=64, size=14)], ["two red circles"])
+    assert found["text_matches_caption"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "caption", "matches"),
+    [
+        ("hello", 0.8, "hello world", True),
+        ("hello", 0.7999, "hello world", False),
+        ("hell", 0.99, "hello world", False),
+        ("low", 0.99, "hello world", False),
+        ("lowor", 0.99, "hello world", True),
+        ("HELLO", 0.99, "Hello", True),
+        ("h-e-l-l-o", 0.99, "hello", True),
+        ("jello", 0.99, "hello", False),
+        ("hello", 0.99, "", False),
+    ],
+)
+def test_the_rule_at_its_boundaries(text: str, confidence: float, caption: str, matches: bool) -> None:
+    corners = np.array([[0, 0], [10, 0], [10, 5], [0, 5]], np.float32)
+    row = TextSpotting()._describe([Spotted(text, confidence, corners)], (20, 40), caption)
+    assert row["text_matches_caption"] is matches
+    assert row["text_boxes"] == [[0.0, 0.0, 0.25, 0.25]]
+
+
+def test_two_lines_do_not_make_a_run() -> None:
+    corners = np.zeros((4, 2), np.float32)
+    row = TextSpotting()._describe([Spotted("hel", 1.0, corners), Spotted("lo", 1.0, corners)], (20, 40), "hello")
+    assert row["text_overlap_num_chars"] == 3
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((1, 1, 3), np.uint8),
+        np.zeros((2, 20_000, 3), np.uint8),
+        np.full((20_000, 2, 3), 255, np.uint8),
+        np.zeros((300, 300, 3), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8),
+        with_text("WALL OF TEXT " * 40, width=2000, height=300),
+    ],
+    ids=["1x1", "20000x2", "2x20000", "black", "noise", "wide"],
+)
+def test_hostile_pictures(picture: np.ndarray) -> None:
+    found = spot(TextSpotting(), [picture], ["\u202e" + "x" * 100_000])
+    assert 0 <= found["text_area_ratio"][0] <= 1
+    assert all(0 <= value <= 1 for box in found["text_boxes"][0] for value in box)
+
+
+def test_only_the_largest_lines_are_read() -> None:
+    picture = np.concatenate([with_text("SMALL", size=14), with_text("LARGE", size=40)])
+    assert spot(TextSpotting(max_strings=1), [picture], [None])["text_strings"] == [["LARGE"]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [({"min_confidence": 1.5}, "must be 0 to 1"), ({"window": 0}, "window is 0"), ({"max_side": 0}, "max_side is 0")],
+)
+def test_wrong_parameters_are_refused(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TextSpotting(**parameters)

@@ -1,0 +1,57 @@
+"""CAT's rule on strings: runs of characters, words that can be read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.text_overlap import letters, longest_common_run, seen_word_ratio
+
+
+@pytest.mark.parametrize(
+    ("strings", "caption", "run"),
+    [
+        (["SALE"], "summer sale", 4),
+        (["SUMMER"], "summer sale", 6),
+        (["mersa"], "summer sale", 5),  # a run may span words of the caption
+        (["sum", "mer"], "summer sale", 3),  # but not two lines of text
+        (["S.U-M M:E"], "summer", 5),
+        (["50% OFF"], "now 50% off everything", 5),
+        (["stra\u00dfe"], "STRASSE", 7),
+        (["\u05e9\u05dc\u05d5\u05dd"], "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", 4),
+        (["\u732b\u306e\u5199\u771f"], "\u732b\u306e\u5199\u771f\u3067\u3059", 4),
+        ([], "summer", 0),
+        (["..."], "...", 0),
+        (["summer"], "", 0),
+        (["a" * 1000], "a" * 100_000, 1000),
+    ],
+)
+def test_longest_common_run(strings: list[str], caption: str, run: int) -> None:
+    assert longest_common_run(strings, caption) == run
+
+
+@given(
+    st.lists(st.text(st.sampled_from("abc "), max_size=8), max_size=3), st.text(st.sampled_from("abc "), max_size=12)
+)
+def test_equals_trying_every_run(strings: list[str], caption: str) -> None:
+    runs = {
+        string[start:stop]
+        for string in map(letters, strings)
+        for start in range(len(string))
+        for stop in range(start + 1, len(string) + 1)
+    }
+    assert longest_common_run(strings, caption) == max((len(r) for r in runs if r in letters(caption)), default=0)
+
+
+@pytest.mark.parametrize(
+    ("strings", "caption", "ratio"),
+    [
+        (["twored circles"], "two red circles", 1.0),
+        (["two"], "two red circles", 1 / 3),
+        (["cir", "cles"], "circles", 0.0),
+        (["x"], "a b", None),
+        ([], "", None),
+        ([], "a dog", 0.0),
+    ],
+)
+def test_seen_word_ratio(strings: list[str], caption: str, ratio: float | None) -> None:
+    assert seen_word_ratio(strings, caption) == (None if ratio is None else pytest.approx(ratio))
