@@ -168,11 +168,34 @@ class _Planner:
             for planned in required:
                 if column in planned.operator.writes.names:
                     return _annotation_origin(planned, column)
+            label = self._find_label(operator, column)
+            if label:
+                return self._label_origin(operator, column, label, column)
             return self._sample_origin(operator, column, column)
         label, dot, name = bound.rpartition(".")
         return (
             self._label_origin(operator, column, label, name) if dot else self._sample_origin(operator, column, bound)
         )
+
+    def _find_label(self, operator: Operator, column: str) -> str:
+        """Return the one label, of this call or else of the pool, that has a column which samples lack; "" where none has."""
+        if column in _PICTURE_KINDS or _DISK_NAMES.get(column, column) in self._sample_columns:
+            return ""
+        found = [label for label, other in self._by_label.items() if column in other.writes.names]
+        if not found:
+            found = [label for label, target in self._pool_labels.items() if column in self._stored_columns(target)]
+        if len(found) > 1:
+            raise InputError(
+                f"operator {operator.sql_name!r} reads {column!r}, which {', '.join(sorted(found))} have; say which with "
+                f"bind.{column}={found[0]}.{column}"
+            )
+        return found[0] if found else ""
+
+    def _stored_columns(self, target: LabelTarget) -> list[str]:
+        folder = self._pool.annotation_folder(target.operator, target.fingerprint)
+        files = self._pool.list_names(folder, ".parquet")
+        names = self._pool.read_footer(f"{folder}/{files[0]}").schema.to_arrow_schema().names if files else []
+        return [name for name in names if name not in (UID_COLUMN, ERROR_COLUMN)]
 
     def _sample_origin(self, operator: Operator, column: str, name: str) -> Origin:
         if name in _PICTURE_KINDS:

@@ -1,0 +1,133 @@
+"""The embeddings of a pool as one matrix on disk: what pool-wide operators over embeddings work on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.pool_rows import missing_errors, stream
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
+
+# Rows of a block that is worked on at once: 64 MiB of 512 half-precision numbers.
+BLOCK_ROWS = 65_536
+_READ_ROWS = 8_192
+_LEAST_NORM = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Unit vectors in half precision, a row for every row of the pool that has one."""
+
+    matrix: np.ndarray  # float16, (vectors, dimensions), mapped from disk
+    rows: np.ndarray  # int64: the pool's row of each vector, rising
+    num_rows: int  # of the pool
+
+    def blocks(self, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """Yield the matrix in blocks of rows, in memory."""
+        for start in range(0, len(self.matrix), block_rows):
+            yield np.asarray(self.matrix[start : start + block_rows])
+
+    def spread(self, values: np.ndarray, missing: Any) -> np.ndarray:
+        """Return a value per vector as one per row of the pool, `missing` where a row has no vector."""
+        spread = np.full((self.num_rows, *values.shape[1:]), missing, values.dtype)
+        spread[self.rows] = values
+        return spread
+
+
+def read_embeddings(pool: "DuckDBPyRelation", folder: Path, column: str = "image_embedding") -> Embeddings:
+    """Copy an embedding column into a matrix in `folder`; raises InputError where vectors differ in length."""
+    path = folder / f"{column}.bin"
+    rows = [np.empty(0, np.int64)]
+    dimensions, start = 0, 0
+    with path.open("wb") as file:
+        for batch in stream(pool, column, batch_rows=_READ_ROWS):
+            vectors = batch.column(0)
+            there = np.flatnonzero(vectors.is_valid().to_numpy(zero_copy_only=False))
+            if len(there):
+                lengths = np.unique(vectors.value_lengths().drop_null().to_numpy())
+                if len(lengths) > 1 or dimensions not in (0, int(lengths[0])):
+                    raise InputError(
+                        f"{column} has vectors of different lengths: {sorted({dimensions, *lengths.tolist()} - {0})}"
+                    )
+                dimensions = int(lengths[0])
+                values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(there), dimensions)
+                file.write(normalise(values).astype(np.float16).tobytes())
+                rows.append(there + start)
+            start += batch.num_rows
+    found = np.concatenate(rows)
+    shape = (len(found), dimensions)
+    matrix = np.memmap(path, np.float16, "r", shape=shape) if len(found) else np.empty(shape, np.float16)
+    return Embeddings(matrix, found, start)
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Return rows scaled to unit length, as float32; a row of zeros stays."""
+    single = vectors.astype(np.float32)
+    norms = np.linalg.norm(single, axis=1, keepdims=True)
+    return np.asarray(single / np.maximum(norms, _LEAST_NORM))
+
+
+def write_columns(
+    pool: "DuckDBPyRelation", schema: pa.Schema, columns: dict[str, np.ndarray | pa.Array], has_vector: np.ndarray
+) -> Iterator[pa.Table]:
+    """Yield the tables of an operator: `columns` hold a value per row of the pool, null with an error where there is no vector."""
+    start = 0
+    for batch in stream(pool, "uid, status, error_message"):
+        stop = start + batch.num_rows
+        is_lost = ~has_vector[start:stop]
+        table: dict[str, Any] = {"uid": batch.column("uid")}
+        for field in schema:
+            values = columns[field.name][start:stop]
+            if isinstance(values, pa.Array):
+                table[field.name] = values
+            else:
+                table[field.name] = pa.array(values.tolist() if values.ndim > 1 else values, field.type, mask=is_lost)
+        yield pa.table({**table, "error": missing_errors(batch, is_lost, "image_embedding")})
+        start = stop
+
+
+def read_vectors(path: str) -> np.ndarray:
+    """Return the vectors of a file as unit rows of float32: .npy, .npz (its only array) or Parquet (its only list column)."""
+    name = path.lower()
+    if not Path(path).is_file():
+        raise InputError(f"file of embeddings {path!r} does not exist")
+    if name.endswith(".npy"):
+        vectors = np.load(path, allow_pickle=False)
+    elif name.endswith(".npz"):
+        with np.load(path, allow_pickle=False) as arrays:
+            if len(arrays.files) != 1:
+                raise InputError(f"{path!r} holds the arrays {', '.join(arrays.files)}; give a file with one")
+            vectors = arrays[arrays.files[0]]
+    elif name.endswith(".parquet"):
+        vectors = _read_parquet(path)
+    else:
+        raise InputError(f"{path!r} must be .npy, .npz or .parquet to be read as embeddings")
+    if vectors.ndim != 2 or not len(vectors) or not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(
+            f"{path!r} holds {vectors.dtype} of shape {vectors.shape}; it must hold rows of floating-point numbers"
+        )
+    return normalise(vectors)
+
+
+def _read_parquet(path: str) -> np.ndarray:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    lists = [
+        field.name for field in table.schema if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    ]
+    if len(lists) != 1:
+        raise InputError(
+            f"{path!r} has the list columns {', '.join(lists) or 'none'}; it must have one, the embeddings"
+        )
+    column = table.column(lists[0]).drop_null().combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(column) == 0 or len(flat) % len(column):
+        raise InputError(f"{path!r} has no embeddings, or embeddings of different lengths")
+    return np.asarray(flat.reshape(len(column), -1))
