@@ -10,9 +10,11 @@ import pyarrow as pa
 from curate.images import pixels
 from curate.models.ocr import Spotted, TextSpotter
 from curate.operator import Annotate, Resources, ShardOperator
-from curate.text_overlap import longest_common_run, seen_word_ratio
+from curate.text_overlap import letters, longest_common_run, seen_word_ratio
 from schemas.errors import InputError
 
+# Less than this is noise, and a lone character is more often a shape: half of the emoji were "read" as one.
+_MIN_CONFIDENCE, _MIN_CHARACTERS = 0.5, 2
 # The share of the area is counted on a raster of at most this side.
 _RASTER_SIDE = 256
 
@@ -21,8 +23,8 @@ _RASTER_SIDE = 256
 class TextSpotting(ShardOperator):
     """Text in the picture by OCR, and how much of the caption it repeats (DiHT, arXiv 2301.02280; T-MARS, arXiv 2307.03132).
 
-    text_strings           lines of text, in reading order
-    text_confidences       how sure the recogniser is of each, 0 to 1
+    text_strings           lines of text with at least two letters or digits, in reading order
+    text_confidences       how sure the recogniser is of each, 0.5 to 1
     text_boxes             left, top, right and bottom of each as ratios of width and height, 0 to 1
     text_area_ratio        area that the text covers / area of the picture, 0 to 1
     text_overlap_num_chars the longest run of letters and digits that the caption shares with a line of confidence >= `min_confidence`
@@ -74,8 +76,13 @@ class TextSpotting(ShardOperator):
 
         return annotate
 
-    def _describe(self, lines: list[Spotted], size: tuple[int, ...], caption: str) -> dict[str, Any]:
+    def _describe(self, spotted: list[Spotted], size: tuple[int, ...], caption: str) -> dict[str, Any]:
         height, width = size
+        lines = [
+            line
+            for line in spotted
+            if line.confidence >= _MIN_CONFIDENCE and len(letters(line.text)) >= _MIN_CHARACTERS
+        ]
         confident = [line.text for line in lines if line.confidence >= self.min_confidence]
         overlap = longest_common_run(confident, caption)
         return {

@@ -85,6 +85,15 @@ def test_two_lines_do_not_make_a_run() -> None:
     assert row["text_overlap_num_chars"] == 3
 
 
+def test_a_lone_character_and_a_guess_are_no_text() -> None:
+    corners = np.array([[0, 0], [10, 0], [10, 5], [0, 5]], np.float32)
+    lines = [Spotted("Y", 0.99, corners), Spotted("guess", 0.49, corners), Spotted("ok", 0.5, corners)]
+    row = TextSpotting()._describe(lines, (20, 40), "guess ok Y")
+    assert row["text_strings"] == ["ok"]
+    assert row["text_area_ratio"] == pytest.approx(1 / 16, abs=0.03)
+    assert row["text_overlap_num_chars"] == 0  # half sure is not enough for the caption
+
+
 @pytest.mark.parametrize(
     "picture",
     [
