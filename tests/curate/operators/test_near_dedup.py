@@ -19,7 +19,7 @@ from schemas.errors import InputError
 from tests.contract import check_pool_operator, run
 from tests.pool import Row, draw, jpeg, write_shard
 
-FINGERPRINT = "8a703176c0d288e77a78c65666b98f811b42fcdc03839b43778c66c40ded094d"
+FINGERPRINT = "c41c37718df498e142d479690a1cd70875002b68448cde3de09817c0327150c4"
 # Half the bits set, as the hash of any picture with detail has.
 BASE = 0x0F0F_0F0F_F0F0_F0F0
 
@@ -41,7 +41,17 @@ ROWS: list[tuple[str, int | None, tuple[int, int] | None, str | None, str]] = [
     ("h", None, None, "gone", "failed_to_download"),
     ("i", None, (10, 10), "corrupt", "success"),
     ("j", BASE ^ 0x5555_5555_5555_5555, (80, 80), "mirrored", "success"),
+    ("k", BASE, (90, 90), "the same in red", "success"),
+    ("l", flip(BASE, 2), (95, 95), "in red too", "success"),
 ]
+
+
+def colours(uid: str) -> bytes:
+    """Return grey for all but k and l, which are red on the left."""
+    cell = np.full((8, 8, 2), 128, np.uint8)
+    if uid in "kl":
+        cell[:, :4, 0] = 240
+    return cell.tobytes()
 
 
 def table(rows: list[tuple[Any, ...]] = ROWS) -> pa.Table:
@@ -50,6 +60,7 @@ def table(rows: list[tuple[Any, ...]] = ROWS) -> pa.Table:
         "row": pa.array([index % 6 for index in range(len(rows))], pa.int32()),
         "uid": [row[0] for row in rows],
         "image_perceptual_hash": pa.array([row[1] for row in rows], pa.uint64()),
+        "image_colour_layout": pa.array([None if row[1] is None else colours(row[0]) for row in rows], pa.binary(128)),
         "original_width": pa.array([row[2] and row[2][0] for row in rows], pa.int32()),
         "original_height": pa.array([row[2] and row[2][1] for row in rows], pa.int32()),
         "alt_text": pa.array([row[3] for row in rows], pa.string()),
@@ -87,12 +98,14 @@ def test_members_are_within_the_radius_of_the_one_that_stands_for_them() -> None
         "h": None,
         "i": None,
         "j": "j",
+        "k": "l",
+        "l": "l",
     }
     assert [found[uid]["near_dedup_distance"] for uid in "abcde"] == [6, 0, 0, 6, 1]
     assert [found[uid]["near_dedup_num_copies"] for uid in "abcdf"] == [4, 4, 1, 4, 1]
-    assert [uid for uid, row in found.items() if row["is_near_duplicate"]] == ["a", "d", "e"]
+    assert [uid for uid, row in found.items() if row["is_near_duplicate"]] == ["a", "d", "e", "k"]
     assert found["b"]["near_dedup_captions"] == ["largest", "small"]
-    assert all(row["near_dedup_captions"] is None for uid, row in found.items() if uid != "b")
+    assert all(row["near_dedup_captions"] is None for uid, row in found.items() if uid not in "bl")
     assert found["h"]["error"] == "no image: HTTP Error 404"
     assert found["i"]["error"] == "no image_perceptual_hash"
     assert found["f"]["error"] is None
@@ -105,6 +118,11 @@ def test_the_radius_counts() -> None:
     assert (found["a"], found["b"], found["d"], found["e"]) == ("a", "b", "a", "e")
 
 
+def test_colours_may_be_left_out() -> None:
+    found = groups(check(NearDedup(max_colour_distance=255)))
+    assert {found[uid] for uid in "abdekl"} == {"b"}
+
+
 def test_another_row_may_stand_for_the_group() -> None:
     found = check(NearDedup(keep="smallest_uid"))
     assert groups(found)["b"] == "a"
@@ -115,6 +133,7 @@ def test_mirrored_pictures_are_copies_where_asked_for() -> None:
     found = check(NearDedup(flips=True))
     assert found["j"]["near_dedup_group"] == "b"
     assert found["j"]["near_dedup_distance"] == 6
+    assert found["k"]["near_dedup_group"] == "l"  # red on the left is not red on the right, nor grey
 
 
 def test_the_hash_of_a_mirrored_picture_is_near_its_derived_hash() -> None:

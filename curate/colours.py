@@ -1,0 +1,51 @@
+"""Comparing colour layouts: which pictures of the same shapes have the same colours as well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from curate.operators.colour_layout import NUM_BYTES, SIDE
+
+_BLOCK = 65_536
+
+
+class Layouts:
+    """The colour layouts of a pool's rows, on disk; rows without one are zeros."""
+
+    def __init__(self, path: Path, columns: Iterator[pa.Array]) -> None:
+        """Copy the columns, which come in pool order, to `path`."""
+        num_rows = 0
+        with path.open("wb") as file:
+            for column in columns:
+                block = np.zeros((len(column), NUM_BYTES), np.uint8)
+                there = column.is_valid().to_numpy(zero_copy_only=False)
+                block[there] = np.frombuffer(b"".join(column.drop_null().to_pylist()), np.uint8).reshape(-1, NUM_BYTES)
+                file.write(block.tobytes())
+                num_rows += len(column)
+        shape = (num_rows, NUM_BYTES)
+        self._matrix = np.memmap(path, np.uint8, "r", shape=shape) if num_rows else np.empty(shape, np.uint8)
+
+    def distance(self, left: np.ndarray, right: np.ndarray, is_mirrored: np.ndarray | None = None) -> np.ndarray:
+        """Return the mean difference of the colours of pairs of rows, 0 to 255; the left one turned about where mirrored."""
+        found = np.empty(len(left), np.float32)
+        for start in range(0, len(left), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            first = self._matrix[left[part]]
+            if is_mirrored is not None:
+                turned = is_mirrored[part]
+                first[turned] = first[turned].reshape(-1, SIDE, SIDE, 2)[:, :, ::-1].reshape(-1, NUM_BYTES)
+            difference = first.astype(np.int16) - self._matrix[right[part]]
+            found[part] = np.abs(difference).mean(axis=1)
+        return found
+
+    def leaders(self, rows: np.ndarray, max_distance: float) -> np.ndarray:
+        """Return for each of `rows`, most preferred first, the row that leads it: the first that is no further from it."""
+        colours = self._matrix[rows].astype(np.int16)
+        found = np.full(len(rows), -1)
+        while (left := np.flatnonzero(found < 0)).size:
+            difference = np.abs(colours[left] - colours[left[0]]).mean(axis=1)
+            found[left[difference <= max_distance]] = rows[left[0]]
+            found[left[0]] = rows[left[0]]
+        return found
