@@ -197,9 +197,12 @@ def _evaluate(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> 
     if selection.per_group or selection.limit:
         columns["uid"] = f"{SAMPLES}.uid"
     # Under a CASE, a logarithm of zero in a row that is dropped anyway does not end the query.
+    conditions = dict.fromkeys(columns, f"({mask}) = 0")
+    if selection.top and selection.top.of == "pool":
+        conditions["top_score"] = predicates[0]
     parts = [
         f"{mask} AS mask",
-        *(f"CASE WHEN ({mask}) = 0 THEN ({sql}\n) END AS {name}" for name, sql in columns.items()),
+        *(f"CASE WHEN {conditions[name]} THEN ({sql}\n) END AS {name}" for name, sql in columns.items()),
     ]
     try:
         catalog.tabulate(_VERDICT, parts, labels)
@@ -287,7 +290,7 @@ def _cuts(catalog: Catalog, selection: Selection, found: dict[str, object]) -> I
     if top := selection.top:
         threshold = _find_threshold(catalog, top)
         found["top_threshold"] = threshold
-        description = f"{top.by} in the top {top.fraction:g}"
+        description = f"{top.by} in the top {top.fraction:g}" + (" of the pool" if top.of == "pool" else "")
         if threshold is None:
             yield TOP_RULE, description, f"SELECT * FROM {_ALIVE} WHERE false"
         else:
@@ -309,7 +312,9 @@ def _direction(descending: bool) -> str:
 
 
 def _find_threshold(catalog: Catalog, top: Top) -> float | None:
-    scored = f"FROM {_ALIVE} WHERE top_score IS NOT NULL AND NOT isnan(top_score)"
+    # The score is null for the rows that do not count.
+    rows = _VERDICT if top.of == "pool" else _ALIVE
+    scored = f"FROM {rows} WHERE top_score IS NOT NULL AND NOT isnan(top_score)"
     ((count,),) = catalog.connection.execute(f"SELECT count(*) {scored}").fetchall()
     if not count:
         return None

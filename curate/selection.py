@@ -12,25 +12,30 @@ from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, PER_GROUP_RULE, TOP_R
 MAX_RULES = 60
 ELEMENTS = "[*]"  # `rewrite[*]`: every text of a list column
 _RESERVED = (DOWNLOADED_RULE, TOP_RULE, PER_GROUP_RULE, LIMIT_RULE)
+_TOP_OF = ("rules", "pool")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Top:
-    """The best share of the rows that passed every rule (DataComp, arXiv 2304.14108).
+    """The best share of the rows that passed every rule, or of all that were downloaded (DataComp, arXiv 2304.14108).
 
     With the N scores in descending order the threshold is the one at index int(N * fraction), counted from 0; rows at or above it stay,
     so ties at the threshold stay together. A null score fails.
 
     Top(by="b32.clip_score", fraction=0.3)
+    Top(by="b32.clip_score", fraction=0.3, of="pool")     # the threshold does not depend on the rules
     """
 
     by: str  # SQL of the score, higher is better
     fraction: float  # share of the rows to keep, above 0 and at most 1
+    of: str = "rules"  # N counts what passed the rules; or "pool": every row that was downloaded
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise InputError(f"top fraction is {self.fraction}; it must be above 0 and at most 1")
+        if self.of not in _TOP_OF:
+            raise InputError(f"top of is {self.of!r}; it must be one of {', '.join(_TOP_OF)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 The sections are the library's own settings classes, so a key is defined once and means the same in a flag, a recipe and in Python:
 
     name: mine
-    extends: starter            # a shipped recipe, or a path relative to this file; mappings are merged, lists replaced
+    extends: starter            # a shipped recipe, or a path relative to this file, or several: mappings are merged, lists replaced
     download: {image_size: 256}
     annotate: [image_stats, {clip_score: {model: openai/clip-vit-base-patch32, label: b32}}]
     select: {rules: {words: caption_num_words >= 3}, weight: image_entropy}
@@ -15,6 +15,7 @@ Environment variables are not expanded, and nothing in a recipe is executed exce
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipelines.yaml_file import KeyPath, Place, Tree, Value, dump, merge, read_f
 from schemas.errors import InputError, RecipeError
 from train.config import TrainConfig
 
+_PARAMETER = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _STRICT_KEYS = ConfigDict(extra="forbid", frozen=True)
 # The word for the dataset that the recipe itself built, in `evaluate.data`.
 OWN_DATASET = "dataset"
@@ -88,6 +90,9 @@ class Recipe(BaseModel):
     model_config = _STRICT_KEYS
 
     name: str  # of the selection, the dataset and the run
+    parameters: Mapping[
+        str, str | int | float | None
+    ] = {}  # ${name} elsewhere stands for its value; null: to be given with --set
     input: InputSection = InputSection()
     download: DownloadConfig = DownloadConfig()
     annotate: tuple[Annotated[OperatorCall, BeforeValidator(_read_call)], ...] = ()  # operators, in any order
@@ -103,6 +108,13 @@ class Recipe(BaseModel):
                 raise InputError(f"the section {stage!r} needs the section {needed!r}, which is absent")
         if len({call.build().sql_name for call in self.annotate}) < len(self.annotate):
             raise InputError("two operators have one name in SQL; give one of them another with label: NAME")
+
+    def check_parameters(self) -> None:
+        """Raise `InputError` where a parameter has no value: its recipe can be looked at, and selected by, but not run."""
+        lacking = [name for name, value in self.parameters.items() if value is None]
+        if lacking:
+            flags = " ".join(f"--set parameters.{name}=VALUE" for name in lacking)
+            raise InputError(f"recipe {self.name!r} needs {', '.join(lacking)}; give {flags}")
 
     def with_input(self, urls: Sequence[str]) -> "Recipe":
         """Return the recipe with other URL lists."""
@@ -171,16 +183,24 @@ def _resolve(path: Path, children: tuple[Path, ...]) -> Tree:
     tree = read_file(path)
     if "extends" not in tree.value:
         return tree
-    base = tree.value["extends"]
+    bases = tree.value["extends"]
     place = tree.place(("extends",))
-    if not isinstance(base, str):
-        raise RecipeError(f"{place}: extends names one recipe, got {base!r}")
-    beside = path.parent / base
-    try:
-        found = beside if Path(base).suffix in {".yaml", ".yml"} and beside.is_file() else _find(base)
-    except InputError as error:
-        raise RecipeError(f"{place}: extends: {error}") from error
-    merged = merge(_resolve(found, (*children, path)), tree)
+    names = bases if isinstance(bases, list) else [bases]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise RecipeError(
+            f"{place}: extends names a recipe, or a list of recipes of which later ones win, got {bases!r}"
+        )
+    merged: Tree | None = None
+    for name in (str(name) for name in names):
+        beside = path.parent / name
+        try:
+            found = beside if Path(name).suffix in {".yaml", ".yml"} and beside.is_file() else _find(name)
+        except InputError as error:
+            raise RecipeError(f"{place}: extends: {error}") from error
+        base = _resolve(found, (*children, path))
+        merged = merge(merged, base) if merged else base
+    assert merged is not None
+    merged = merge(merged, tree)
     value = {key: item for key, item in merged.value.items() if key != "extends"}
     return Tree(value, {key: at for key, at in merged.places.items() if key != ("extends",)})
 
@@ -192,7 +212,7 @@ def _override(tree: Tree, overrides: Sequence[str]) -> Tree:
 
 
 def _validate(tree: Tree, default_name: str) -> Recipe:
-    content: dict[str, Value] = {"name": default_name, **tree.value}
+    content = _fill({"name": default_name, **tree.value}, tree)
     select = content.get("select")
     if isinstance(select, dict):
         content["select"] = {"name": content["name"], **select}
@@ -204,6 +224,28 @@ def _validate(tree: Tree, default_name: str) -> Recipe:
     for index, call in enumerate(recipe.annotate):
         _check_call(tree, index, call)
     return recipe
+
+
+def _fill(content: dict[str, Value], tree: Tree) -> dict[str, Value]:
+    """Return the recipe with `${name}`, where that is all of a value, replaced by the parameter; one that is null leaves it as it is."""
+    parameters = content.get("parameters")
+    known = parameters if isinstance(parameters, dict) else {}
+
+    def fill(value: Value, path: KeyPath) -> Value:
+        if isinstance(value, dict):
+            return {key: fill(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str) or not (match := _PARAMETER.fullmatch(value)):
+            return value
+        if match[1] not in known:
+            raise RecipeError(
+                f"{tree.place(path)}: {value} names no parameter{_suggest(match[1], list(known), 'known')}"
+            )
+        given = known[match[1]]
+        return value if given is None else given
+
+    return {key: item if key == "parameters" else fill(item, (key,)) for key, item in content.items()}
 
 
 def _explain(tree: Tree, details: ErrorDetails) -> str:

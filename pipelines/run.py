@@ -74,11 +74,13 @@ def run(
     say: Say = lambda _: None,
 ) -> RunReport:
     """Run the stages of a recipe over the pool at `pool`; datasets and runs go below `out`. `say` receives a report per stage."""
+    recipe.check_parameters()
     return _Run(recipe, Pool(pool), out, executor, progress or SilentProgress(), say).go()
 
 
 def plan(recipe: Recipe, pool: str, out: str) -> list[Step]:
     """Return what `run` would do, stage by stage; writes nothing."""
+    recipe.check_parameters()
     return list(_plan(recipe, Pool(pool), out))
 
 

@@ -90,7 +90,10 @@ def test_the_file_names_the_recipe_where_it_does_not(tmp_path: Path) -> None:
         ("name: a\nname: b", "r.yaml:2: key 'name' is written twice"),
         ("name: !env HOME", "r.yaml:1: tag '!env' is not supported"),
         ("extends: nothing", "r.yaml:1: extends: no recipe is called 'nothing'; shipped recipes: "),
-        ("extends: [raw]", "r.yaml:1: extends names one recipe, got ['raw']"),
+        (
+            "extends: [raw, 3]",
+            "r.yaml:1: extends names a recipe, or a list of recipes of which later ones win, got ['raw', 3]",
+        ),
         ("extends: gone.yaml", "r.yaml:1: extends: recipe gone.yaml does not exist"),
     ],
 )

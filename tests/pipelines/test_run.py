@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import RenderableType
 
@@ -13,6 +14,7 @@ from curate.store import Pool
 from pipelines.recipe import EvaluateSection, Recipe, load_recipe, shipped_recipes
 from pipelines.run import STAGES, RunReport, plan, run, run_folder
 from schemas.errors import InputError
+from tests.model import make_checkpoint
 from tests.pipelines.text import as_text
 from tests.pipelines.web import serve_pairs
 from train.config import TrainConfig
@@ -179,10 +181,26 @@ def test_evaluation_on_data_that_is_not_there(tiny_pool: Pool, ray_session: Exec
     assert not tiny_pool.exists("annotations"), "the run ended too late"
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make what recipes with parameters ask for."""
+    folder = tmp_path_factory.mktemp("models")
+    make_checkpoint(folder / "tiny")
+    np.save(folder / "targets.npy", np.ones((2, 24)))
+    (folder / "entries.txt").write_text("dog\ncat\n")
+    return folder
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
-def test_every_shipped_recipe_dry_runs(name: str, tmp_path: Path) -> None:
+def test_every_shipped_recipe_dry_runs(
+    name: str, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
-    recipe = load_recipe(name).with_input([str(tmp_path / "list.csv")])
+    lacking = [parameter for parameter, value in load_recipe(name).parameters.items() if value is None]
+    files = {"model": "tiny", "targets": "targets.npy", "metadata": "entries.txt"}
+    monkeypatch.chdir(models)
+    given = [f"parameters.{parameter}={files[parameter]}" for parameter in lacking]
+    recipe = load_recipe(name, given).with_input([str(tmp_path / "list.csv")])
     # The demo's recipes name folders that the demo makes.
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate and EvaluateSection(data=("dataset",))})
     said = stages(recipe, tmp_path)
