@@ -40,7 +40,15 @@ _BOILERPLATE = "|".join([
     r"(?i)\b(download|buy|shop|order|subscribe|sign up|log ?in|register|add to cart|read more|learn more)( it)?( now| here| today)?\W*$",
     r"(?i)\ball rights reserved\b|\bterms of (use|service)\b|\bprivacy policy\b|\bskip to (main )?content\b|\bcookie (policy|settings)\b",
     r"(?i)\b(share|follow|like|pin|find) (this |it |us )?(on|via) (facebook|twitter|instagram|pinterest|linkedin|whatsapp|youtube|x)\b",
-    r"(?i)\bselected for the #|\b(free )?(shipping|delivery) on (all )?orders\b|\bbest (price|deal)s? (online|guaranteed)\b",
+    r"(?i)\bselected for the #|\b(shipping|delivery) on (all )?orders\b",
+    r"(?i)\bbest (price|deal)s? (online|guaranteed)\b",
+    # an offer of nothing in particular
+    r"(?i)^\W*(buy|shop|order)( it| yours)? (now|online|today)(\W+(with|and|for|at|free|fast|the|best|low|shipping|delivery|prices?))*\W*$",
+    r"(?i)\bno (image )?(description|caption|title|alt(ernative)? text)( (is |was )?(yet )?(available|found|provided|given))?\W*$",
+    # a gallery's counter
+    r"(?i)^\W*(image|photo|picture|slide|figure|page|view)?\s*#?\d+\s*(of|/)\s*\d+\W*$",
+    r"(?i)\b(sign up|subscribe|register|join)\b.{0,30}\b(newsletters?|updates|mailing list|account)\b",
+    r"(?i)\b(subject to|protected by) copyright\b|\bcopyright (protected|notice)\b",
     r"(?i)\b(stock (photo|image|vector|illustration)s?|royalty[- ]free|clip ?art)\W*$",
 ])
 
@@ -61,7 +69,7 @@ class CaptionStats(ShardOperator):
     """
 
     name = "caption_stats"
-    version = 1
+    version = 2
     reads = ("alt_text",)
     nullable = ("alt_text",)
     writes = pa.schema([

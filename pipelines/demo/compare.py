@@ -9,6 +9,10 @@ import pyarrow as pa
 from curate.store import Store
 from pipelines.demo.web import CLEAN, FAULTS, TROUBLES, TRUTH_FILE
 from schemas.errors import StaleDatasetError
+from schemas.selection import TOP_RULE
+
+MISMATCHED = "mismatched"
+_CURVE_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,15 @@ class RuleRow:
     def precision(self) -> float:
         """Faulty rows among the dropped, 0 to 1; 0 where nothing was dropped."""
         return self.num_faulty / self.num_dropped if self.num_dropped else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """What dropping the pairs of the lowest score would do to mismatched captions, among those that passed every other rule."""
+
+    dropped_share: float  # of the pairs that the score judges, 0 to 1
+    precision: float  # mismatched among the dropped
+    recall: float  # dropped among the mismatched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +118,35 @@ def compare(truth: pa.Table, ledger: pa.Table) -> Comparison:
         kinds=kinds,
         missed=frozenset(uid for uid in kept if is_faulty[uid]),
     )
+
+
+def mismatch_curve(truth: pa.Table, ledger: pa.Table, scores: Mapping[str, float | None]) -> list[CurvePoint]:
+    """Return how well a score parts mismatched captions from sound ones, at every twentieth of the pairs that it judges.
+
+    `scores` are by uid, higher agrees better. Pairs with another fault, and those that another rule drops first, are left out.
+    """
+    kinds = dict(zip(truth["uid"].to_pylist(), truth["kind"].to_pylist(), strict=True))
+    judged = [
+        (score, kinds[row["uid"]] == MISMATCHED)
+        for row in ledger.select(["uid", "kept", "first_failing_rule"]).to_pylist()
+        if (row["kept"] or row["first_failing_rule"] == TOP_RULE)
+        and (score := scores.get(row["uid"])) is not None
+        and (kinds[row["uid"]] == MISMATCHED or kinds[row["uid"]] not in FAULTS)
+    ]
+    judged.sort(key=lambda pair: pair[0])
+    total = sum(is_mismatched for _, is_mismatched in judged)
+    points = []
+    for step in range(1, _CURVE_STEPS):
+        count = round(len(judged) * step / _CURVE_STEPS)
+        found = sum(is_mismatched for _, is_mismatched in judged[:count])
+        points.append(
+            CurvePoint(
+                dropped_share=step / _CURVE_STEPS,
+                precision=found / count if count else 0.0,
+                recall=found / total if total else 0.0,
+            )
+        )
+    return points
 
 
 def _cast_copies(kinds: Mapping[str, str], groups: Mapping[str, int | None], kept: set[str]) -> Mapping[str, str]:

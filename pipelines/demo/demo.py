@@ -7,17 +7,18 @@ server; the planted truth is read once, at the end, by `pipelines.demo.compare`.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import RenderableType
 
+from curate.catalog import Catalog
 from curate.executor import Executor
 from curate.select import SelectReport, select
 from curate.store import Pool, Store
-from pipelines.demo.compare import Comparison, compare, read_truth
+from pipelines.demo.compare import Comparison, CurvePoint, compare, mismatch_curve, read_truth
 from pipelines.demo.heldback import CLASSES_FOLDER, RETRIEVAL_FOLDER, make_evaluation
 from pipelines.demo.server import PREFERRED_PORT, listen, serve
 from pipelines.demo.sheet import draw_sheet
@@ -34,6 +35,7 @@ REPORT_FILE = "report.json"
 SHEET_FILE = "examples.png"
 _SETTINGS_FILE = "web/settings.json"
 # Small enough to be quick, large enough that a recall of one point is three pictures.
+_SCORE = "trusted.clip_score"  # the filtering network's, as the recipe `demo` labels it
 _NUM_SCENES = 300
 _IMAGES_PER_CLASS = 3
 
@@ -47,6 +49,7 @@ class DemoReport:
     out: str
     selection: SelectReport
     comparison: Comparison
+    mismatches: Sequence[CurvePoint]  # what the filtering network's score makes of mismatched captions
     evaluation: Mapping[str, Metrics]
     num_samples: Mapping[str, int]  # each model's dataset
     samples_seen: Mapping[str, int]  # each model's training
@@ -134,13 +137,17 @@ class _Demo:
             if recipe.select is not None
         }
         ledger = pool.read_table(f"{selections['curated'].folder}/{LEDGER_FILE}")
-        comparison = compare(read_truth(self._folder), ledger)
+        truth = read_truth(self._folder)
+        comparison = compare(truth, ledger)
+        with Catalog(pool) as catalog:
+            scores = dict(catalog.sql(f"SELECT uid, {_SCORE} FROM pool").fetchall())
         with self._folder.commit(SHEET_FILE) as file:
             file.write(draw_sheet(pool, ledger, [row.rule for row in selections["curated"].funnel], comparison))
         report = DemoReport(
             out=self._folder.root,
             selection=selections["curated"],
             comparison=comparison,
+            mismatches=mismatch_curve(truth, ledger, scores),
             evaluation={name: report.evaluation for name, report in reports.items()},
             num_samples={name: selection.num_kept for name, selection in selections.items()},
             samples_seen={name: recipe.train.samples_seen for name, recipe in recipes.items() if recipe.train},
@@ -172,6 +179,7 @@ def describe_demo(report: DemoReport) -> dict[str, object]:
         "kept_purity": found.kept_purity,
         "faults": [{**asdict(row), "dropped_share": row.dropped_share} for row in found.faults],
         "rules": [{**asdict(row), "precision": row.precision} for row in found.rules],
+        "mismatches": [asdict(point) for point in report.mismatches],
         "evaluation": report.evaluation,
         "num_samples": report.num_samples,
         "samples_seen": report.samples_seen,

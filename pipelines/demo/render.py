@@ -36,6 +36,8 @@ def tabulate_demo(report: DemoReport) -> RenderableType:
         f"of all {found.num_dropped:,} dropped rows {found.precision:.1%} are faulty (precision); of all {found.num_faulty:,} faulty rows "
         f"{found.recall:.1%} are dropped (recall); of the kept rows {found.kept_purity:.1%} are sound, "
         f"of the whole list {1 - found.num_faulty / found.num_rows:.1%} were",
+        "\nMismatched captions: what dropping the pairs of the lowest score does to them",
+        _tabulate_mismatches(report),
         "\nThe models on held-back scenes, trained on as many samples each",
         _tabulate_evaluation(report),
         f"\n{total:,.0f} s: " + ", ".join(f"{part} {seconds:,.0f} s" for part, seconds in report.seconds.items()),
@@ -62,6 +64,13 @@ def _tabulate_rules(report: DemoReport) -> Table:
     table = _table("rule", right=("dropped", "faulty", "precision"))
     for row in report.comparison.rules:
         table.add_row(row.rule, f"{row.num_dropped:,}", f"{row.num_faulty:,}", f"{row.precision:.1%}")
+    return table
+
+
+def _tabulate_mismatches(report: DemoReport) -> Table:
+    table = _table(right=("dropped", "precision", "recall"))
+    for point in report.mismatches[1:13:2]:
+        table.add_row(f"{point.dropped_share:.0%}", f"{point.precision:.1%}", f"{point.recall:.1%}")
     return table
 
 
