@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet
 
 from benchmarks.memory import measure
+from curate.colours import colour_distance
+from curate.operators.near_dedup import NearDedup
 
 MAX_DISTANCE = 6
 PEER_ROWS = 100_000
@@ -75,7 +76,6 @@ def run_winnow(count: int) -> int:
     import duckdb
 
     from curate.executor import Executor
-    from curate.operators.near_dedup import NearDedup
     from curate.pool_work import PoolWork
 
     layout = b"\x80" * 128
@@ -249,13 +249,14 @@ def _ours(pictures: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
     hashes = PerceptualHash().load()(luma)["image_perceptual_hash"]
     layouts = ColourLayout().load()(pa.table({"image": to_column(arrays)}))["image_colour_layout"]
     colours = np.frombuffer(b"".join(pa.array(layouts).to_pylist()), np.uint8).reshape(len(arrays), -1)
-    return np.asarray(pa.array(hashes)), colours.astype(np.int16)
+    return np.asarray(pa.array(hashes)), colours
 
 
 def _alike(left: tuple[Any, Any], right: tuple[Any, Any], *, colours: bool = False) -> np.ndarray:
     is_alike = np.bitwise_count(left[0][:, None] ^ right[0][None, :]) <= MAX_DISTANCE
     if colours:
-        is_alike &= np.abs(left[1][:, None] - right[1][None, :]).mean(axis=2) <= 3.0
+        rows, columns = np.nonzero(is_alike)
+        is_alike[rows, columns] = colour_distance(left[1][rows], right[1][columns]) <= NearDedup().max_colour_distance
     return np.asarray(is_alike)
 
 

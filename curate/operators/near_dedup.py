@@ -45,7 +45,8 @@ class NearDedup(PoolOperator):
                              with the captions of all its copies name `near_dedup.near_dedup_captions[*]` in the caption mixture
 
     The hash sees brightness only, so drawings, flags and maps of the same shapes share theirs: two pictures are copies only where the
-    colours of their 8 x 8 cells (colour_layout) differ by at most `max_colour_distance` of 255 in the mean as well; 255 switches that off.
+    colours of their 8 x 8 cells (colour_layout) differ by at most `max_colour_distance` of 255 in the mean as well, brightness aside. 255
+    switches that off: do so to find copies that were made grey, or whose colours were shifted.
     `keep` says which row stands for a group: `largest` as downloaded (uid breaks ties), or `smallest_uid`. To keep the best by a score
     instead, cap the group: per_group {by: near_dedup_group, num_samples: 1, order: SCORE}. `flips` also finds mirrored copies. Pictures
     without detail (a hash with fewer than 16 bits set) are nobody's copy. Bits are compared in bands (Norouzi et al. 2012), in memory
@@ -72,7 +73,7 @@ class NearDedup(PoolOperator):
     ])
 
     max_distance: int = 6  # bits of 64 in which copies may differ, 0 to 16
-    max_colour_distance: float = 3.0  # mean difference of the colours of copies, 0 to 255
+    max_colour_distance: float = 2.5  # mean difference of the colours of copies, 0 to 255
     flips: bool = False  # whether a mirrored picture is a copy
     keep: str = "largest"  # largest or smallest_uid
 
