@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from benchmarks.memory import measure
 from curate.colours import colour_distance
@@ -83,7 +84,7 @@ def run_winnow(count: int) -> int:
     rows = pa.table({
         "shard": pa.array(np.arange(count) // 10_000, pa.int32()),
         "row": pa.array(np.arange(count) % 10_000, pa.int32()),
-        "uid": pa.compute.utf8_lpad(numbers.cast(pa.string()), 32, "0"),
+        "uid": pc.utf8_lpad(numbers.cast(pa.string()), 32, "0"),
         "image_perceptual_hash": make_hashes(count),
         "original_width": pa.array(np.full(count, 640, np.int32)),
         "original_height": pa.array(np.full(count, 480, np.int32)),
@@ -91,7 +92,7 @@ def run_winnow(count: int) -> int:
     })
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection, Executor(num_workers=2) as executor:
         path = f"{folder}/rows.parquet"
-        pa.parquet.write_table(rows, path)
+        pq.write_table(rows, path)
         del rows, numbers
         connection.execute(f"SET memory_limit = '2GB'; SET temp_directory = '{folder}/spill'")
         relation = connection.sql(
@@ -99,7 +100,7 @@ def run_winnow(count: int) -> int:
             f"NULL::VARCHAR AS error_message FROM '{path}'"
         )
         tables = NearDedup(max_distance=MAX_DISTANCE).annotate(relation, PoolWork(Path(folder), executor))
-        return sum(int(pa.compute.sum(table.column("is_near_duplicate").cast(pa.int64())).as_py()) for table in tables)
+        return sum(int(pc.sum(table.column("is_near_duplicate").cast(pa.int64())).as_py()) for table in tables)
 
 
 def run_pairs(count: int) -> int:

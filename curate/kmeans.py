@@ -8,8 +8,8 @@ import numpy as np
 from curate.embedding import Embeddings
 from curate.pool_work import PoolWork
 
-# faiss learns from at most this many points per centroid; more change centroids little (its own default is 256).
-POINTS_PER_CENTROID = 1000
+# At most this many points per centroid are learnt from, as faiss does by default; more change centroids little.
+POINTS_PER_CENTROID = 256
 _MEAN_CLUSTER = 5000
 
 

@@ -221,9 +221,10 @@ def first_line(cls: type | None) -> str:
 
 
 def opening_comment(path: Path) -> str:
-    """Return the comment a recipe opens with, as one line."""
+    """Return the first paragraph of the comment a recipe opens with, as one line; what follows is for its reader."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    opening = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    is_end = (not line.startswith("# ") or line.startswith("# Command:") for line in lines)
+    opening = lines[: next((number for number, ends in enumerate(is_end) if ends), len(lines))]
     return " ".join(line.lstrip("# ") for line in opening)
 
 

@@ -32,7 +32,7 @@ class Cluster(PoolOperator):
                          these, with 100,000 clusters, 20 iterations and the embeddings of ImageNet-1k as targets
 
     Reads `image_embedding` of clip_embedding; bind it to cluster by anything else. `targets` is a .npy, .npz or .parquet file of
-    embeddings by the same model. Learns from at most 1,000 vectors per cluster, then assigns every row, sharing blocks among workers.
+    embeddings by the same model. Learns from at most 256 vectors per cluster, then assigns every row, sharing blocks among workers.
     """
 
     name = "cluster"
