@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from curate.annotate import annotate
+from curate.executor import Executor
 from curate.operator import Operator
 from curate.operators.caption_stats import CaptionStats
 from curate.operators.clip_score import ClipScore
+from curate.operators.concept_balance import ConceptBalance
 from curate.operators.exact_dedup import ExactDedup
 from curate.operators.language import Language
+from curate.operators.metadata_match import MetadataMatch
 from curate.plan import Planned, label_targets, make_plan
 from curate.store import Pool
-from schemas.errors import InputError
+from schemas.errors import InputError, MissingColumnsError
 from schemas.sample import sample_schema
 from tests.model import make_checkpoint
 
@@ -80,3 +84,22 @@ def test_circles_are_refused(tmp_path: Path) -> None:
 def test_labels_must_work_in_sql(tmp_path: Path, label: str) -> None:
     with pytest.raises(InputError, match="cannot be used in SQL; take lower-case letters"):
         plan(Pool(tmp_path), Language(label=label))
+
+
+def test_a_column_that_one_annotation_has_needs_no_bind(tmp_path: Path, tiny_pool: Pool) -> None:
+    (tmp_path / "entries.txt").write_text("circle\n")
+    match = MetadataMatch(metadata=str(tmp_path / "entries.txt"), label="meta")
+    found = plan(Pool(tmp_path), ConceptBalance(), match)
+    assert found["concept_balance"].origins["metadata_matches"].sql_name == "meta.metadata_matches"
+    # Or one that the pool has already.
+    with Executor(num_workers=1) as executor:
+        annotate(tiny_pool, [match], executor=executor)
+    later = plan(tiny_pool, ConceptBalance())
+    assert later["concept_balance"].origins["metadata_matches"].sql_name == "meta.metadata_matches"
+    assert later["concept_balance"].fingerprint == found["concept_balance"].fingerprint
+    (tmp_path / "other.txt").write_text("square\n")
+    other = MetadataMatch(metadata=str(tmp_path / "other.txt"), label="other")
+    with pytest.raises(InputError, match=r"which meta, other have; say which with bind.metadata_matches=meta"):
+        plan(Pool(tmp_path), match, other, ConceptBalance())
+    with pytest.raises(MissingColumnsError, match="'metadata_matches', and the pool's samples have no such column"):
+        plan(Pool(tmp_path), ConceptBalance())

@@ -106,6 +106,11 @@ def test_top_keeps_the_threshold_of_datacomp_and_its_ties(tmp_path: Path) -> Non
     ranked = sorted((s for shard in scores for s in shard if s is not None and s < 0.5), reverse=True)
     assert len(found) == sum(s >= ranked[int(len(ranked) * 0.1)] for s in ranked)
     assert len(kept(pool, top=Top(by="clip_score", fraction=1.0))) == 17
+    # Or of everything that was downloaded, whatever the rules drop.
+    found = kept(pool, rules={"even": "row % 2 = 0"}, top=Top(by="clip_score", fraction=0.2, of="pool"))
+    assert found == [(0, 2), (0, 4), (0, 8), (0, 10)]
+    with pytest.raises(InputError, match="top of is 'rows'; it must be one of rules, pool"):
+        Top(by="clip_score", fraction=0.2, of="rows")
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.77])
