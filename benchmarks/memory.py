@@ -23,6 +23,7 @@ def measure(function: Callable[..., Any], *arguments: Any) -> Cost:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, function, arguments))
     process.start()
+    sender.close()  # or a child that fails would be waited for
     seconds, gib, result = receiver.recv()
     process.join()
     return Cost(seconds, gib, result)
