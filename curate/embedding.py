@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.pool_rows import missing_errors, stream
+from curate.pool_rows import EVERYTHING, missing_errors, stream, stream_query
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,29 +41,44 @@ class Embeddings:
 
 
 def read_embeddings(pool: "DuckDBPyRelation", folder: Path, column: str = "image_embedding") -> Embeddings:
-    """Copy an embedding column into a matrix in `folder`; raises InputError where vectors differ in length."""
-    path = folder / f"{column}.bin"
-    rows = [np.empty(0, np.int64)]
-    dimensions, start = 0, 0
-    with path.open("wb") as file:
-        for batch in stream(pool, column, batch_rows=_READ_ROWS):
-            vectors = batch.column(0)
-            there = np.flatnonzero(vectors.is_valid().to_numpy(zero_copy_only=False))
-            if len(there):
-                lengths = np.unique(vectors.value_lengths().drop_null().to_numpy())
-                if len(lengths) > 1 or dimensions not in (0, int(lengths[0])):
-                    raise InputError(
-                        f"{column} has vectors of different lengths: {sorted({dimensions, *lengths.tolist()} - {0})}"
-                    )
-                dimensions = int(lengths[0])
-                values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(there), dimensions)
-                file.write(normalise(values).astype(np.float16).tobytes())
-                rows.append(there + start)
-            start += batch.num_rows
-    found = np.concatenate(rows)
-    shape = (len(found), dimensions)
-    matrix = np.memmap(path, np.float16, "r", shape=shape) if len(found) else np.empty(shape, np.float16)
-    return Embeddings(matrix, found, start)
+    """Copy an embedding column into a matrix in `folder`; raises InputError where vectors differ in length.
+
+    Rows are put in their places as they come: sorting a pool's embeddings would cost more than all else that is done with them.
+    """
+    keys, has_vector = _read_places(pool, column)
+    rows = np.flatnonzero(has_vector)
+    places = keys[rows]
+    matrix: np.ndarray | None = None
+    query = f"SELECT shard, row, {column} FROM {EVERYTHING} WHERE {column} IS NOT NULL"
+    for batch in stream_query(pool, query, batch_rows=_READ_ROWS):
+        vectors = batch.column(2)
+        lengths = np.unique(vectors.value_lengths().to_numpy())
+        if matrix is None:
+            shape = (len(rows), int(lengths[0]))
+            matrix = np.memmap(folder / f"{column}.bin", np.float16, "w+", shape=shape)
+        if lengths.tolist() != [matrix.shape[1]]:
+            raise InputError(
+                f"{column} has vectors of different lengths: {sorted({matrix.shape[1], *lengths.tolist()})}; all must come from one model"
+            )
+        values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, matrix.shape[1])
+        matrix[np.searchsorted(places, _key(batch))] = normalise(values)
+    return Embeddings(np.empty((0, 0), np.float16) if matrix is None else matrix, rows, len(keys))
+
+
+def _read_places(pool: "DuckDBPyRelation", column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the key of every row, rising, and whether it has a vector."""
+    keys, has_vector = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    for batch in stream_query(pool, f"SELECT shard, row, {column} IS NOT NULL AS there FROM {EVERYTHING}"):
+        keys.append(_key(batch))
+        has_vector.append(batch.column(2).to_numpy(zero_copy_only=False))
+    found = np.concatenate(keys)
+    order = np.argsort(found, kind="stable")
+    return found[order], np.concatenate(has_vector)[order]
+
+
+def _key(batch: pa.RecordBatch) -> np.ndarray:
+    shards, rows = (batch.column(index).to_numpy().astype(np.int64) for index in (0, 1))
+    return np.asarray((shards << 32) | rows)
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
