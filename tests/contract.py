@@ -152,10 +152,8 @@ def _check_missing_rows(operator: ShardOperator, inputs: Mapping[str, Input], ou
             continue
         assert output.errors[row], f"row {row} lacks an input and has no error"
         assert not any(values[row].is_valid for values in output.columns.values())
-    if any(column.startswith("image") for column in required):
-        assert operator.name.startswith("clip_score") or all(
-            "no image: " in str(output.errors[row]) for row in FAILED_ROWS if row < len(output.errors)
-        )
+    if any(column in {"image", "image_luma", "image_file", "image_file_bytes"} for column in required):
+        assert all("no image: " in str(output.errors[row]) for row in FAILED_ROWS if row < len(output.errors))
 
 
 def _check_empty(operator: ShardOperator, inputs: Mapping[str, Input]) -> None:
