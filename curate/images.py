@@ -165,6 +165,12 @@ def resize_to(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     )
 
 
+def load_decoders() -> None:
+    """Load the libraries that the first picture would wait for."""
+    import cv2  # noqa: F401
+    import simplejpeg  # noqa: F401
+
+
 def encode(rgb: np.ndarray, format: str = "jpg", quality: int = 95) -> bytes:
     """Encode RGB pixels as jpg (4:2:0, quality 1 to 100), png (quality is the compression, 0 to 9) or webp (1 to 100)."""
     try:

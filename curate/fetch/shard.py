@@ -22,6 +22,7 @@ from curate.fetch.config import DownloadConfig
 from curate.fetch.errors import DEADLINE, OPTED_OUT, FetchError, PermanentError
 from curate.fetch.transform import Transformed, failed_download, transform
 from curate.fetch.writer import ShardCounts, Spool, write_shard
+from curate.images import load_decoders
 from curate.store import Pool
 from schemas.sample import STATUS_SUCCESS, shard_name
 
@@ -88,9 +89,7 @@ def fetch_shard(task: ShardTask) -> ShardCounts:
 @functools.cache
 def _load_libraries() -> None:
     """Load what the first picture and the end of the first shard need, while the network is waited for anyway."""
-    import cv2  # noqa: F401
-    import simplejpeg  # noqa: F401
-
+    load_decoders()
     pa.array(["pandas, which Arrow loads for its first list"])
 
 

@@ -77,7 +77,7 @@ def test_the_report_can_be_read_and_shown(report: DemoReport) -> None:
     with console.capture() as captured:
         console.print(tabulate_demo(report))
     text = captured.get()
-    for word in ("funnel", "mismatched", "per_group", "lost by mistake", "chance", "samples seen"):
+    for word in ("funnel", "mismatched", "near_copy", "lost by mistake", "chance", "samples seen"):
         assert word in text
 
 
