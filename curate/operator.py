@@ -60,12 +60,16 @@ class Resources:
     Resources()                      # runs inside the process that decodes
     Resources(model=True)            # has a model to load: runs in an actor of its own kind, a GPU each where the cluster has them
     Resources(model=True, gpus=0.5)  # two such actors share a GPU
+    Resources(model=True, gpus=0, concurrent_batches=8)  # waits for a program elsewhere: one actor in all, eight batches at a time
     """
 
     cpus: float = 1.0
     gpus: float = 1.0  # per actor; counts only where `model` is true and the cluster has GPUs
     batch_size: int = 256  # samples per call of annotate
     model: bool = False
+    # Calls of annotate at once, from one shard or several: so that what answers them never waits at a batch's end. Above 1 the function
+    # must bear calls from several threads.
+    concurrent_batches: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,10 @@ class Operator(ABC):
     def requires(self) -> tuple["Operator", ...]:
         """Return the operators whose columns this one reads; they are scheduled with it and committed on their own."""
         return ()
+
+    def placed(self, pool: str) -> "Operator":  # noqa: ARG002  (most need no place)
+        """Return the operator as it works in the pool at the local folder `pool` (empty: a remote one); its identity stays the same."""
+        return self
 
     def identity(self) -> Mapping[str, Any]:
         """Return what the fingerprint covers: the parameters, with a model's revision or weights digest in place of its path."""
