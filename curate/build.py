@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.executor import Executor
@@ -50,6 +51,9 @@ class BuildConfig:
     shard_size: int = 10_000  # most samples per tar; shards differ by at most one sample
     view: bool = False  # write no tars: the index points into the pool's own
     image_format: str | None = None  # jpg, png or webp: re-encode pictures of other formats; null: bytes as stored
+    blur: str | None = (
+        None  # column of boxes to blur, such as face_boxes.face_bboxes; pictures without any keep their bytes
+    )
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -58,8 +62,10 @@ class BuildConfig:
             raise InputError(
                 f"build image_format is {self.image_format!r}; it must be {', '.join(_STOCK_SUFFIXES)}, or left out"
             )
-        if self.view and self.image_format:
-            raise InputError("a view copies nothing, so it cannot convert pictures; leave view or image_format out")
+        if self.view and (self.image_format or self.blur):
+            raise InputError(
+                "a view copies nothing, so it cannot change pictures; leave view, or image_format and blur, out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +158,9 @@ def find_selection(pool: Pool, selection: str) -> str:
 
 def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, config: BuildConfig) -> PackPlan:
     kind = {"view": True} if config.view else {"shard_size": config.shard_size, "image_format": config.image_format}
-    identity = {"layout": _LAYOUT, "selection": content["fingerprint"], **kind}
+    boxes = _find_boxes(pool, config.blur) if config.blur else {}
+    blur = {"blur": [config.blur, *(target.fingerprint for target in boxes.values())]} if boxes else {}
+    identity = {"layout": _LAYOUT, "selection": content["fingerprint"], **kind, **blur}
     fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
     shares = dict(content["captions"])
     # The likeliest caption is the one that KEY.txt holds; the web text fills in where a sample lacks it.
@@ -166,10 +174,29 @@ def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, 
         selection=folder,
         fingerprint=fingerprint,
         captions={**sources, _FALLBACK: _FALLBACK} if _FALLBACK not in sources else sources,
-        labels={label: LabelTarget(**target) for label, target in content["labels"].items()},
+        labels={label: LabelTarget(**target) for label, target in content["labels"].items()} | boxes,
         samples_per_shard=-(-content["num_kept"] // num_shards),
         image_format=config.image_format,
+        blur=config.blur or "",
     )
+
+
+def _find_boxes(pool: Pool, column: str) -> dict[str, LabelTarget]:
+    """Return the annotation that a column of boxes, `label.column`, belongs to; raises InputError where there is none."""
+    label, _, name = column.rpartition(".")
+    target = pool.labels().get(label)
+    if target is None:
+        known = ", ".join(sorted(pool.labels())) or "none"
+        raise InputError(
+            f"build blur is {column!r}, and the pool has no annotation {label!r} (it has {known}); write LABEL.COLUMN, such as "
+            "face_boxes.face_bboxes"
+        )
+    path = pool.annotation_path(target.operator, target.fingerprint, pool.shards()[0])
+    schema = pool.read_footer(path).schema.to_arrow_schema() if pool.exists(path) else pa.schema([])
+    kind = schema.field(name).type if name in schema.names else None
+    if kind is None or not pa.types.is_list(kind) or not pa.types.is_list(kind.value_type):
+        raise InputError(f"build blur is {column!r}, which is {kind or 'no column'}, not a list of boxes")
+    return {label: target}
 
 
 def _equal_units(num_samples: int, shard_size: int) -> list[PackUnit]:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate import images
+from curate.blur import blur_boxes
 from curate.store import LabelTarget, Pool, Store
 from curate.tar import Member, TarWriter, index_tar
 from schemas.dataset import SIDECAR_COLUMNS, ShardEntry
@@ -53,6 +54,7 @@ class PackPlan:
     labels: Mapping[str, LabelTarget]
     samples_per_shard: int
     image_format: str | None = None  # re-encode pictures of other formats
+    blur: str = ""  # label.column of the boxes to blur
     list_lengths: Mapping[str, int] = field(default_factory=dict)  # most texts of one sample, by list caption
     carried: Sequence[str] = ()  # text columns of the pool that KEY.json has as well, empty where a shard lacks them
 
@@ -84,6 +86,7 @@ class _Sample:
     image: Member
     suffix: str
     others: Mapping[str, Member]  # json and txt
+    boxes: Sequence[Sequence[float]] = ()  # to be blurred
 
 
 def survey(plan: PackPlan, unit: PackUnit) -> Survey:
@@ -187,15 +190,16 @@ def _pack_sample(
             f"sample {sample.uid}: its tar ends inside {sample.image.name}; bring the shard in again"
         )
     record = _make_record(plan, sample, key)
-    if plan.image_format and suffix != plan.image_format:
+    wanted = plan.image_format or suffix
+    if suffix != wanted or sample.boxes:
         try:
-            data = images.encode(images.decode(data), plan.image_format)
+            data = images.encode(blur_boxes(images.decode(data), sample.boxes), wanted)
         except images.ImageError as error:
             raise StaleDatasetError(
-                f"sample {sample.uid} ({sample.image.name}) cannot be converted to {plan.image_format}: {error}; "
+                f"sample {sample.uid} ({sample.image.name}) cannot be converted to {wanted}: {error}; "
                 "drop such rows with a rule on image_stats.error"
             ) from error
-        suffix = plan.image_format
+        suffix = wanted
         record["sha256"] = hashlib.sha256(data).hexdigest()
     text = _primary_text(sample.captions).encode()
     members = {"image": (suffix, data), "json": ("json", json.dumps(record, indent=4).encode()), "txt": ("txt", text)}
@@ -305,6 +309,7 @@ def _read_shard(plan: PackPlan, selected: pa.Table, tar: BinaryIO) -> Iterator[_
     if places.max() >= table.num_rows:
         raise StaleDatasetError(f"{name} has fewer rows than when the selection was made; run `winnow select` again")
     captions = {column: _read_captions(plan, source, shard, table, places) for column, source in plan.captions.items()}
+    boxes = _read_boxes(plan, shard, table, places)
     texts = [column.name for column in table.schema if pa.types.is_string(column.type)]
     taken = table.select([*texts, *_JSON_NUMBERS]).take(pa.array(places)).to_pylist()
     members = _index_members(tar)
@@ -328,30 +333,52 @@ def _read_shard(plan: PackPlan, selected: pa.Table, tar: BinaryIO) -> Iterator[_
             image=image,
             suffix=suffix,
             others={kind: found[kind][0] for kind in ("json", "txt") if kind in found},
+            boxes=boxes[index] if boxes else (),
         )
 
 
 def _read_captions(
     plan: PackPlan, source: str, shard: int, table: pa.Table, places: npt.NDArray[np.int32]
 ) -> Sequence[str | list[str]]:
-    label, dot, column = source.rpartition(".")
-    if not dot:
-        values = table["caption" if column == "alt_text" else column]
-    else:
-        target = plan.labels[label]
-        path = plan.pool.annotation_path(target.operator, target.fingerprint, shard)
-        if not plan.pool.exists(path):
-            raise StaleDatasetError(
-                f"{plan.pool.locate(path)} is gone, from which {source} was selected; annotate again"
-            )
-        annotation = plan.pool.read_table(path, ["uid", column])
-        values = annotation[column]
-        if not annotation["uid"].equals(table["uid"]):
-            values = values.take(pc.index_in(table["uid"], value_set=annotation["uid"].combine_chunks()))
+    _, dot, column = source.rpartition(".")
+    values = (
+        _read_annotation(plan, source, shard, table) if dot else table["caption" if column == "alt_text" else column]
+    )
     texts = values.take(pa.array(places)).to_pylist()
     if pa.types.is_list(values.type):
         return [[text or "" for text in value or []] for value in texts]
     return [text or "" for text in texts]
+
+
+def _read_annotation(plan: PackPlan, source: str, shard: int, table: pa.Table) -> pa.ChunkedArray:
+    """Return an annotation's column, `label.column`, in the order of the shard's rows."""
+    label, _, column = source.rpartition(".")
+    target = plan.labels[label]
+    path = plan.pool.annotation_path(target.operator, target.fingerprint, shard)
+    if not plan.pool.exists(path):
+        raise StaleDatasetError(f"{plan.pool.locate(path)} is gone, from which {source} was selected; annotate again")
+    annotation = plan.pool.read_table(path, ["uid", column])
+    values = annotation[column]
+    if not annotation["uid"].equals(table["uid"]):
+        values = values.take(pc.index_in(table["uid"], value_set=annotation["uid"].combine_chunks()))
+    return values
+
+
+def _read_boxes(plan: PackPlan, shard: int, table: pa.Table, places: npt.NDArray[np.int32]) -> list[list[list[float]]]:
+    """Return the boxes to blur of each selected row; nothing where nothing is to be blurred."""
+    if not plan.blur:
+        return []
+    boxes: list[list[list[float]] | None] = (
+        _read_annotation(plan, plan.blur, shard, table).take(pa.array(places)).to_pylist()
+    )
+    for place, found in zip(places.tolist(), boxes, strict=True):
+        # A picture that was not looked at may show anything.
+        if found is None:
+            raise StaleDatasetError(
+                f"shard {shard_name(shard)} row {place} has no {plan.blur}: it could not be looked at; drop such rows with the rule "
+                f"{plan.blur} IS NOT NULL"
+            )
+    return [found for found in boxes if found is not None]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from curate.build import BuildConfig, BuildReport, build, find_dataset, find_selection
 from curate.executor import Executor
+from curate.images import decode
 from curate.select import Limit, Selection, select
 from curate.store import Pool
 from curate.tar import TarWriter
@@ -23,7 +25,7 @@ from schemas.errors import InputError, ShardError
 from schemas.progress import SilentProgress
 from schemas.sample import SHARD_DIGEST_KEY, TAR_LOCATION_KEY
 from tests.curate.pool_builder import SCORE, annotate_shard, annotated_pool
-from tests.pool import Row, draw, jpeg, make_pool, make_rows, write_shard
+from tests.pool import FAILED_ROWS, Row, draw, jpeg, make_pool, make_rows, write_shard
 
 CAPTIONS = {"recap.recaption": 0.5, "alt_text": 0.3, "recap.rewrite[*]": 0.2}
 HOSTILE = [
@@ -292,6 +294,60 @@ def test_mixed_formats_are_refused_converted_or_viewed(tmp_path: Path, ray_sessi
     assert all(data[row["txt_offset"] : row["txt_offset"] + row["txt_bytes"]] == b"text" for row in rows)
 
 
+BOXES = pa.schema([("face_bboxes", pa.list_(pa.list_(pa.float32())))])
+
+
+def test_faces_are_blurred_and_the_rest_keeps_its_bytes(tmp_path: Path, ray_session: Executor) -> None:
+    pool = make_pool(tmp_path / "pool", num_shards=1, shard_size=12)
+    boxes: list[list[list[float]] | None] = [[] for _ in range(12)]
+    boxes[2], boxes[10] = [[0.25, 0.25, 0.75, 0.75]], [[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
+    annotate_shard(pool, 0, "faces", {"face_bboxes": boxes}, BOXES, operator="face_boxes")
+    select(pool, Selection())
+    plain = run(pool, "selection", tmp_path / "out", ray_session)
+    report = run(pool, "selection", tmp_path / "out", ray_session, blur="faces.face_bboxes")
+    assert report.fingerprint != plain.fingerprint
+    before, after = (
+        [data for name, data in read_members(folder) if name.endswith(".jpg")]
+        for folder in (plain.folder, report.folder)
+    )
+    changed = [row for row, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    kept = [row for row in range(12) if row not in FAILED_ROWS]
+    assert [kept[row] for row in changed] == [2, 10]
+    old, new = (decode(found[changed[0]]).astype(int) for found in (before, after))
+    height, width = old.shape[:2]
+    inside = np.s_[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
+    assert np.abs(np.diff(new[inside], axis=1)).mean() < 0.5 * np.abs(np.diff(old[inside], axis=1)).mean()
+    assert np.abs(new - old)[: height // 10].mean() < 3  # encoded once more, no more than that
+    records = [json.loads(data) for name, data in read_members(report.folder) if name.endswith(".json")]
+    assert records[changed[0]]["sha256"] == hashlib.sha256(after[changed[0]]).hexdigest()
+
+
+def test_a_picture_that_was_not_looked_at_is_not_let_through(tmp_path: Path, ray_session: Executor) -> None:
+    pool = make_pool(tmp_path / "pool", num_shards=1, shard_size=12)
+    boxes: list[list[list[float]] | None] = [[] for _ in range(12)]
+    boxes[8] = None
+    annotate_shard(pool, 0, "faces", {"face_bboxes": boxes}, BOXES, operator="face_boxes")
+    select(pool, Selection())
+    with pytest.raises(ShardError, match=r"row 8 has no faces.face_bboxes: .* faces.face_bboxes IS NOT NULL"):
+        run(pool, "selection", tmp_path / "out", ray_session, blur="faces.face_bboxes")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("zzz.face_bboxes", r"no annotation 'zzz' \(it has faces\)"),
+        ("face_bboxes", "write LABEL.COLUMN"),
+        ("faces.zzz", "which is no column, not a list of boxes"),
+    ],
+)
+def test_boxes_that_are_not_there_are_named(tmp_path: Path, ray_session: Executor, column: str, message: str) -> None:
+    pool = make_pool(tmp_path / "pool", num_shards=1, shard_size=12)
+    annotate_shard(pool, 0, "faces", {"face_bboxes": [[]] * 12}, BOXES, operator="face_boxes")
+    select(pool, Selection())
+    with pytest.raises(InputError, match=message):
+        run(pool, "selection", tmp_path / "out", ray_session, blur=column)
+
+
 def test_one_format_under_its_other_name_is_built_as_it_is(tmp_path: Path, ray_session: Executor) -> None:
     pool = foreign_pool(tmp_path, ("JPEG", "jpg"))
     select(pool, Selection())
@@ -355,6 +411,7 @@ def test_a_label_pointed_elsewhere_does_not_change_a_built_selection(
         ({"shard_size": 0}, "shard_size"),
         ({"image_format": "gif"}, "image_format"),
         ({"view": True, "image_format": "jpg"}, "view"),
+        ({"view": True, "blur": "face_boxes.face_bboxes"}, "view"),
     ],
 )
 def test_impossible_configs_are_refused(config: dict[str, Any], message: str) -> None:

@@ -68,7 +68,7 @@ def test_the_file_names_the_recipe_where_it_does_not(tmp_path: Path) -> None:
         ("name: x\nanotate: []", "r.yaml:2: unknown key 'anotate'; did you mean 'annotate'?"),
         ("download:\n  image_sise: 3", "r.yaml:2: unknown key 'image_sise'; did you mean 'image_size'?"),
         ("select:\n  top:\n    bye: x\n    fraction: 1", "r.yaml:3: unknown key 'bye'; did you mean 'by'?"),
-        ("build:\n  zzz: 1", "r.yaml:2: unknown key 'zzz'; known keys: shard_size, view, image_format"),
+        ("build:\n  zzz: 1", "r.yaml:2: unknown key 'zzz'; known keys: shard_size, view, image_format, blur"),
         (
             "train:\n\n  lr: fast",
             "r.yaml:3: train.lr should be a valid number, unable to parse string as a number, got 'fast'",
