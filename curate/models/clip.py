@@ -135,6 +135,15 @@ def _load_model(model: str, revision: str) -> TwoTowerModel:
 
 
 @functools.lru_cache(maxsize=_MODELS_KEPT)
+def encode_prompts(model: str, revision: str, prompts: tuple[str, ...]) -> np.ndarray:
+    """Return the features of a few texts (texts x dimensions), without keeping the model in memory."""
+    tokenize = load_tokenize(model, revision)
+    with _load_lock:
+        network = _load_model.__wrapped__(model, revision)
+    return np.asarray(network.encode_ids(tokenize(prompts), tokenize.pad_id))
+
+
+@functools.lru_cache(maxsize=_MODELS_KEPT)
 def load_tokenize(model: str, revision: str = "") -> "Tokenize":
     """Return the function from texts to token ids of a model, without its weights."""
     from transformers import AutoConfig, AutoTokenizer
