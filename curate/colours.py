@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from curate.operators.colour_layout import NUM_BYTES, SIDE
+from curate.operators.colour_layout import NUM_BYTES, mirror
 
 _BLOCK = 65_536
 _NO_COLOUR = 128
@@ -37,7 +37,7 @@ class Layouts:
             first = self._matrix[left[part]]
             if is_mirrored is not None:
                 turned = is_mirrored[part]
-                first[turned] = first[turned].reshape(-1, SIDE, SIDE, 2)[:, :, ::-1].reshape(-1, NUM_BYTES)
+                first[turned] = mirror(first[turned])
             found[part] = colour_distance(first, self._matrix[right[part]])
         return found
 

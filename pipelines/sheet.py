@@ -29,15 +29,16 @@ _PAPER, _INK, _GREY = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 class Example:
     """One tile: where the image lies, its caption, and a line to write above it."""
 
+    pool: Pool
     shard: int
     key: str
     caption: str
     note: str
 
 
-def draw(pool: Pool, sections: Mapping[str, Sequence[Example]], *, per_row: int = 10) -> bytes:
+def draw(sections: Mapping[str, Sequence[Example]], *, per_row: int = 10) -> bytes:
     """Return a sheet as PNG: a heading for every section, then its tiles, `per_row` beside each other; unreadable pictures stay grey."""
-    files = _read_files(pool, (example for examples in sections.values() for example in examples))
+    files = _read_files(example for examples in sections.values() for example in examples)
     heights = [_TITLE_HEIGHT + -(-len(examples) // per_row) * (_TILE + _TEXT_HEIGHT) for examples in sections.values()]
     sheet = Image.new("RGB", (_MARGIN + per_row * (_TILE + _MARGIN), sum(heights) + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -48,7 +49,7 @@ def draw(pool: Pool, sections: Mapping[str, Sequence[Example]], *, per_row: int 
         for number, example in enumerate(examples):
             left = _MARGIN + number % per_row * (_TILE + _MARGIN)
             above = top + _TITLE_HEIGHT + number // per_row * (_TILE + _TEXT_HEIGHT)
-            sheet.paste(_tile(files.get((example.shard, example.key), b"")), (left, above))
+            sheet.paste(_tile(files.get(_place(example), b"")), (left, above))
             below = above + _TILE + 2
             lines = textwrap.wrap(_to_ascii(example.caption), _LETTERS_PER_LINE)[:_LINES_OF_CAPTION] or ["(no caption)"]
             pen.text((left, below), _to_ascii(example.note)[:_LETTERS_PER_LINE], fill=_GREY, font=small)
@@ -73,7 +74,7 @@ def find_extremes(pool: Pool, value: str, num_samples: int, *, where: str = "tru
                 f"ORDER BY value {order}, uid LIMIT {num_samples}"
             ).fetchall()
             sections[f"{end} {value}"] = [
-                Example(shard=shard, key=key, caption=caption or "", note=_format(found))
+                Example(pool=pool, shard=shard, key=key, caption=caption or "", note=_format(found))
                 for shard, key, caption, found in rows
             ]
     if not any(sections.values()):
@@ -81,22 +82,62 @@ def find_extremes(pool: Pool, value: str, num_samples: int, *, where: str = "tru
     return sections
 
 
+def find_contaminated(pool: Pool, against: Pool, num_samples: int, *, label: str) -> dict[str, list[Example]]:
+    """Return the contaminated rows of a pool, each followed by its reference; those that differ most come first.
+
+    Raises InputError where nothing is contaminated, or the references are not in `against`.
+    """
+    with Catalog(pool) as catalog:
+        rows = catalog.sql(
+            f"SELECT shard, key, alt_text, {label}.contamination_reference AS reference, "
+            f"{label}.contamination_hash_distance AS bits, {label}.contamination_cosine AS cosine FROM pool "
+            f"WHERE {label}.is_contaminated ORDER BY coalesce(bits, 64) DESC, cosine, uid LIMIT {num_samples}"
+        ).fetchall()
+    if not rows:
+        raise InputError(f"no row of {pool.root} is contaminated by {label}")
+    with Catalog(against) as catalog:
+        references = {
+            uid: (shard, key, caption)
+            for uid, shard, key, caption in catalog.sql("SELECT uid, shard, key, alt_text FROM pool").fetchall()
+        }
+    pairs = []
+    for shard, key, caption, reference, bits, cosine in rows:
+        if reference not in references:
+            raise InputError(
+                f"{against.root} has no row {reference}, which {label} found; give the pool it was made with"
+            )
+        measured = [f"{bits} bits" if bits is not None else "", f"cosine {cosine:.3f}" if cosine is not None else ""]
+        pairs.append(
+            Example(pool=pool, shard=shard, key=key, caption=caption or "", note=", ".join(filter(None, measured)))
+        )
+        shard, key, caption = references[reference]
+        pairs.append(Example(pool=against, shard=shard, key=key, caption=caption or "", note=f"reference {key}"))
+    return {f"{label}: a picture of the pool, then its reference": pairs}
+
+
 def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _read_files(pool: Pool, examples: Iterable[Example]) -> Mapping[tuple[int, str], bytes]:
+def _place(example: Example) -> tuple[str, int, str]:
+    return example.pool.root, example.shard, example.key
+
+
+def _read_files(examples: Iterable[Example]) -> Mapping[tuple[str, int, str], bytes]:
     """Return the image files of the examples, one pass over the headers of each tar."""
-    wanted: dict[int, set[str]] = defaultdict(set)
+    wanted: dict[tuple[str, int], set[str]] = defaultdict(set)
+    pools = {}
     for example in examples:
-        wanted[example.shard].add(example.key)
+        wanted[example.pool.root, example.shard].add(example.key)
+        pools[example.pool.root] = example.pool
     files = {}
-    for shard, keys in wanted.items():
+    for (root, shard), keys in wanted.items():
+        pool = pools[root]
         with pool.open(pool.shard_tar(pool.shard_header(shard))) as file:
             members = [member for member in index_tar(file) if _is_image(member.name, keys)]
             for member in members:
                 file.seek(member.offset)
-                files[shard, member.name.split(".")[0]] = file.read(member.size)
+                files[root, shard, member.name.split(".")[0]] = file.read(member.size)
     return files
 
 

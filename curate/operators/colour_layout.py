@@ -32,6 +32,11 @@ class ColourLayout(ShardOperator):
         return _annotate
 
 
+def mirror(layouts: np.ndarray) -> np.ndarray:
+    """Return rows of layouts turned about, left to right."""
+    return np.ascontiguousarray(layouts.reshape(-1, SIDE, SIDE, 2)[:, :, ::-1]).reshape(-1, NUM_BYTES)
+
+
 def _annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
     import cv2
 

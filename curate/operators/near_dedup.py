@@ -12,7 +12,7 @@ from curate.grouping import star_groups
 from curate.hamming import distance, near_pairs
 from curate.operator import Operator, PoolOperator
 from curate.operators.colour_layout import ColourLayout
-from curate.operators.perceptual_hash import PerceptualHash
+from curate.operators.perceptual_hash import MIN_DETAIL_BITS, MIRROR, PerceptualHash
 from curate.pool_rows import missing_errors, stream, stream_query
 from schemas.errors import InputError
 
@@ -25,10 +25,6 @@ _ORDERS = {
     "largest": "original_width::BIGINT * original_height DESC NULLS LAST, uid",
     "smallest_uid": "uid",
 }
-# Bits of odd horizontal frequencies: a mirrored picture's coefficients there change their sign, all others stay.
-_MIRROR = np.uint64(0x5555555555555555)
-# The hash of a picture with any detail has half its bits set; fewer than this many mean a plain one, alike to every other plain one.
-_MIN_BITS = 16
 _NO_GROUP = np.int64(-1)
 
 
@@ -118,7 +114,7 @@ class NearDedup(PoolOperator):
         """Return for every row the row that stands for it, -1 where it has no hash; rows are counted in pool order."""
         representatives = np.where(np.ma.getmaskarray(hashes), _NO_GROUP, np.arange(len(hashes)))
         values = np.ma.getdata(hashes)
-        rows = np.flatnonzero((representatives >= 0) & (np.bitwise_count(values) >= _MIN_BITS))
+        rows = np.flatnonzero((representatives >= 0) & (np.bitwise_count(values) >= MIN_DETAIL_BITS))
         # Equal hashes first, of each those of the same colours together: what is left are few of each hash.
         rows = rows[np.lexsort((places[rows], values[rows]))]
         leaders = self._lead_equal(values[rows], rows, layouts)
@@ -148,7 +144,7 @@ class NearDedup(PoolOperator):
             left, right = near_pairs(values, self.max_distance, map_items=work.map)
             is_copy = layouts.distance(rows[left], rows[right]) <= self.max_colour_distance
             return left[is_copy], right[is_copy]
-        left, right = near_pairs(np.concatenate([values, values ^ _MIRROR]), self.max_distance, map_items=work.map)
+        left, right = near_pairs(np.concatenate([values, values ^ MIRROR]), self.max_distance, map_items=work.map)
         # Two mirrored ones say what the two originals say.
         left, right = left[left < count], right[left < count]
         distances = layouts.distance(rows[left], rows[right % count], right >= count)
@@ -174,7 +170,7 @@ class NearDedup(PoolOperator):
             others = np.where(is_lost, 0, mine)
             gaps = distance(values[start:stop], values[others])
             if self.flips:
-                gaps = np.minimum(gaps, distance(values[start:stop] ^ _MIRROR, values[others]))
+                gaps = np.minimum(gaps, distance(values[start:stop] ^ MIRROR, values[others]))
             is_copy = mine != np.arange(start, stop)
             uids = batch.column("uid").to_pylist()
             groups = [

@@ -11,6 +11,10 @@ import pyarrow as pa
 from curate.luma import planes
 from curate.operator import Annotate, ShardOperator
 
+# Bits of odd horizontal frequencies: a mirrored picture's coefficients there change their sign, all others stay.
+MIRROR = np.uint64(0x5555555555555555)
+# The hash of a picture with any detail has half its bits set; fewer than this many mean a plain one, alike to every other plain one.
+MIN_DETAIL_BITS = 16
 _SIDE = 32
 _FREQUENCIES = 8
 # The smallest short side that is halved before averaging.

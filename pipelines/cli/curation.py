@@ -205,7 +205,23 @@ def extremes(
     from pipelines.sheet import draw, find_extremes
 
     opened = open_pool(pool)
-    out.write_bytes(draw(opened, find_extremes(opened, value, num_samples, where=where)))
+    out.write_bytes(draw(find_extremes(opened, value, num_samples, where=where)))
+    typer.echo(out)
+
+
+@app.command()
+def contamination(
+    pool: PoolOption,
+    against: Annotated[str, typer.Option("--against", metavar="DIR", help="The evaluation sets' pool.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG to write.")] = Path("contamination.png"),
+    label: Annotated[str, typer.Option("--label", help="Of the annotation by decontaminate.")] = "decontaminate",
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Pairs to draw.")] = 100,
+) -> None:
+    """Draw what decontaminate found: each picture beside the one of the evaluation set, those that differ most first."""
+    from pipelines.sheet import draw, find_contaminated
+
+    opened = open_pool(pool)
+    out.write_bytes(draw(find_contaminated(opened, open_pool(against), num_samples, label=label)))
     typer.echo(out)
 
 

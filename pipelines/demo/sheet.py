@@ -16,7 +16,7 @@ _MISSED = "kept, although faulty"
 
 def draw_sheet(pool: Pool, ledger: pa.Table, rules: Sequence[str], comparison: Comparison) -> bytes:
     """Return the sheet as PNG: kept pairs, faults that were missed, then a row per rule with the first pairs that it dropped, in pool order."""
-    return draw(pool, _choose(pool, ledger, rules, comparison), per_row=_PER_ROW)
+    return draw(_choose(pool, ledger, rules, comparison), per_row=_PER_ROW)
 
 
 def _choose(
@@ -33,5 +33,7 @@ def _choose(
             chosen = rows[headings[rule] if rule else _MISSED if uid in comparison.missed else _KEPT]
             if sample["status"] == STATUS_SUCCESS and len(chosen) < _PER_ROW:
                 note = f"planted: {comparison.kinds[uid]}"
-                chosen.append(Example(shard=shard, key=sample["key"], caption=sample["caption"] or "", note=note))
+                chosen.append(
+                    Example(pool=pool, shard=shard, key=sample["key"], caption=sample["caption"] or "", note=note)
+                )
     return {heading: examples for heading, examples in rows.items() if examples}
