@@ -1,0 +1,1 @@
+"""Word lists that operators bring along; each may be replaced by a file of one's own."""

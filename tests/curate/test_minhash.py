@@ -1,0 +1,105 @@
+"""Shingles, MinHash and candidates against plain Python and the formula."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.minhash import MAX_LEADERS, Shingles, band_keys, candidates, jaccard, normalise, shingle
+
+# Golden values of the S-curve of 14 bands of 8 rows.
+S_CURVE = {0.5: 0.0533, 0.7: 0.5645, 0.75: 0.7716, 0.8: 0.9235, 0.85: 0.9884, 0.9: 0.9996}
+
+
+def normalised(text: str) -> str:
+    texts = normalise([text])
+    return texts.codes.tobytes().decode("utf-32-le")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("  A Cat,  on-a MAT!  ", "a cat on a mat"),
+        ("", ""),
+        ("\t\n", ""),
+        ("\U0001f600 \U0001f600", "\U0001f600 \U0001f600"),  # emoji only: compared by what it has
+        ("cat \U0001f600", "cat"),
+        ("...", "..."),
+        ("\uff26\uff35\uff2c\uff2c width \ufb01", "full width fi"),
+        ("Ärger mit Öl", "ärger mit öl"),
+        ("مرحبا بالعالم", "مرحبا بالعالم"),
+        ("\x00null\x07bell", "null bell"),
+    ],
+)
+def test_normalise(text: str, wanted: str) -> None:
+    assert normalised(text) == wanted
+
+
+@given(st.lists(st.text(max_size=40), max_size=8))
+def test_each_text_is_treated_as_if_alone(captions: list[str]) -> None:
+    together = normalise(captions)
+    bounds = pairwise([0, *together.ends.tolist()])
+    alone = [normalised(caption) for caption in captions]
+    found = [together.codes[a:b].tobytes().decode("utf-32-le") for a, b in bounds]
+    assert found == alone
+    shingles = shingle(together)
+    sizes = [len({text[i : i + 5] for i in range(max(1, len(text) - 4))}) if text else 0 for text in alone]
+    assert shingles.lengths.tolist() == sizes
+    digests = [tuple(row) for row in together.digests().tolist()]
+    for i, first in enumerate(alone):
+        for j, second in enumerate(alone):
+            assert (digests[i] == digests[j]) == (first == second)
+
+
+@given(st.lists(st.text("ab ", min_size=1, max_size=30), min_size=2, max_size=6))
+def test_jaccard_is_that_of_the_sets(captions: list[str]) -> None:
+    texts = [normalised(caption) for caption in captions]
+    sets = [{text[i : i + 5] for i in range(max(1, len(text) - 4))} if text else set() for text in texts]
+    shingles = shingle(normalise(captions))
+    rows = np.arange(len(captions) - 1)
+    keep = np.array([bool(sets[i] | sets[i + 1]) for i in rows], bool)
+    wanted = [len(sets[i] & sets[i + 1]) / len(sets[i] | sets[i + 1]) for i in rows[keep]]
+    assert jaccard(shingles, rows[keep], rows[keep] + 1).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("similarity", S_CURVE)
+def test_candidates_follow_the_s_curve(similarity: float) -> None:
+    """12,000 pairs of sets with the same similarity: the share that agrees in a band is 1 - (1 - s^8)^14 within sampling error."""
+    num_pairs, union = 12_000, 100
+    common = round(similarity * union)
+    values = np.random.default_rng(0).integers(0, 2**32, (num_pairs, union), dtype=np.uint32)
+    half = common + (union - common) // 2
+    first, second = values[:, :half], np.concatenate([values[:, :common], values[:, half:]], axis=1)
+    sets = [*first, *second]
+    shingles = Shingles(np.concatenate(sets), np.cumsum([len(found) for found in sets]))
+    keys = band_keys(shingles, 14, 8)
+    share = (keys[:num_pairs] == keys[num_pairs:]).any(axis=1).mean()
+    wanted = S_CURVE[similarity]
+    assert share == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / num_pairs) + 5e-5)
+
+
+def test_candidates_are_all_pairs_that_agree_once_each() -> None:
+    keys = np.random.default_rng(1).integers(0, 12, (4, 60)).astype(np.uint64)
+    found = [pair for left, right in candidates(keys) for pair in zip(left.tolist(), right.tolist(), strict=True)]
+    wanted = {(i, j) for i in range(60) for j in range(i + 1, 60) if (keys[:, i] == keys[:, j]).any()}
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
+
+
+def test_a_crowded_band_is_not_quadratic() -> None:
+    count = 5000
+    keys = np.zeros((1, count), np.uint64)
+    pairs = list(candidates(keys))
+    left = np.concatenate([pair[0] for pair in pairs])
+    assert left.max() == MAX_LEADERS - 1
+    assert len(left) < MAX_LEADERS * count
+
+
+def test_long_and_empty_texts() -> None:
+    captions = ["", "x", "word " * 40_000, "y" * 200_000]
+    shingles = shingle(normalise(captions))
+    assert shingles.lengths.tolist() == [0, 1, 5, 1]
+    keys = band_keys(shingle(normalise([c for c in captions if c])), 3, 2)
+    assert len({tuple(row) for row in keys.tolist()}) == 3
