@@ -36,11 +36,23 @@ class Token:
 
 def split(caption: str) -> list[str]:
     """Return the words and signs of a caption, at most `MAX_TOKENS`."""
-    tokens: list[str] = []
-    for match in _TOKEN.finditer(_NOT_LANGUAGE.sub(" ", caption[:_MAX_CHARACTERS])):
+    return [word for word, _, _ in locate(caption)]
+
+
+def locate(caption: str) -> list[tuple[str, int, int]]:
+    """Return the words and signs of `split`, each with the characters of the caption, from and up to, that it stands for."""
+    tokens: list[tuple[str, int, int]] = []
+    # As many spaces as characters, so that places stay what they are.
+    language = _NOT_LANGUAGE.sub(lambda found: " " * len(found[0]), caption[:_MAX_CHARACTERS])
+    for match in _TOKEN.finditer(language):
         word = match[0][:_MAX_LETTERS]
         ending = _ENDING.match(word)
-        tokens += [ending[1], ending[2].lower().replace("\u2019", "'")] if ending else [word]
+        if ending:
+            middle = match.start() + len(ending[1])
+            tokens.append((ending[1], match.start(), middle))
+            tokens.append((ending[2].lower().replace("\u2019", "'"), middle, match.start() + len(word)))
+        else:
+            tokens.append((word, match.start(), match.start() + len(word)))
         if len(tokens) >= MAX_TOKENS:
             break
     return tokens[:MAX_TOKENS]
