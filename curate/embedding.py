@@ -89,9 +89,14 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def write_columns(
-    pool: "DuckDBPyRelation", schema: pa.Schema, columns: dict[str, np.ndarray | pa.Array], has_vector: np.ndarray
+    pool: "DuckDBPyRelation",
+    schema: pa.Schema,
+    columns: dict[str, np.ndarray | pa.Array],
+    has_vector: np.ndarray,
+    *,
+    what: str = "image_embedding",
 ) -> Iterator[pa.Table]:
-    """Yield the tables of an operator: `columns` hold a value per row of the pool, null with an error where there is no vector."""
+    """Yield the tables of an operator: `columns` hold a value per row of the pool, null with the error "no `what`" where there is no vector."""
     start = 0
     for batch in stream(pool, "uid, status, error_message"):
         stop = start + batch.num_rows
@@ -103,7 +108,7 @@ def write_columns(
                 table[field.name] = values
             else:
                 table[field.name] = pa.array(values.tolist() if values.ndim > 1 else values, field.type, mask=is_lost)
-        yield pa.table({**table, "error": missing_errors(batch, is_lost, "image_embedding")})
+        yield pa.table({**table, "error": missing_errors(batch, is_lost, what)})
         start = stop
 
 
