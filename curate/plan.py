@@ -173,9 +173,14 @@ class _Planner:
                 return self._label_origin(operator, column, label, column)
             return self._sample_origin(operator, column, column)
         label, dot, name = bound.rpartition(".")
-        return (
-            self._label_origin(operator, column, label, name) if dot else self._sample_origin(operator, column, bound)
-        )
+        if not dot:
+            label = self._find_label(operator, bound)
+            if not label:
+                return self._sample_origin(operator, column, bound)
+        for planned in required:
+            if label in planned.labels and name in planned.operator.writes.names:
+                return _annotation_origin(planned, name)
+        return self._label_origin(operator, column, label, name)
 
     def _find_label(self, operator: Operator, column: str) -> str:
         """Return the one label, of this call or else of the pool, that has a column which samples lack; "" where none has."""

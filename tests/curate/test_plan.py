@@ -103,3 +103,19 @@ def test_a_column_that_one_annotation_has_needs_no_bind(tmp_path: Path, tiny_poo
         plan(Pool(tmp_path), match, other, ConceptBalance())
     with pytest.raises(MissingColumnsError, match="'metadata_matches', and the pool's samples have no such column"):
         plan(Pool(tmp_path), ConceptBalance())
+
+
+def test_a_bound_column_without_a_label_is_found_where_only_one_has_it(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    short, full = (
+        plan(pool, Language(label="one"), CaptionStats(label="s", bind={"alt_text": bound}))["s"]
+        for bound in ("language_code", "one.language_code")
+    )
+    assert short.fingerprint == full.fingerprint
+    with pytest.raises(InputError, match="which one, two have"):
+        plan(
+            pool,
+            Language(label="one"),
+            Language(label="two", bind={"alt_text": "url"}),
+            CaptionStats(bind={"alt_text": "language_code"}),
+        )
