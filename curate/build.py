@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.carry import find_columns
 from curate.executor import Executor
 from curate.fingerprint import canonical_json
 from curate.pack import PackPlan, PackUnit, Survey, pack, read_entry, survey, view
@@ -46,6 +47,7 @@ class BuildConfig:
     BuildConfig(shard_size=1000)                   # more shards: open_clip wants at least workers x processes of them
     BuildConfig(view=True)                         # nothing copied: an index over the pool's tars
     BuildConfig(image_format="jpg")                # pictures in other formats are converted
+    BuildConfig(columns=("clusters.cluster_id", "source"))    # what training samples by, or losses read
     """
 
     shard_size: int = 10_000  # most samples per tar; shards differ by at most one sample
@@ -54,6 +56,9 @@ class BuildConfig:
     blur: str | None = (
         None  # column of boxes to blur, such as face_boxes.face_bboxes; pictures without any keep their bytes
     )
+    columns: tuple[
+        str, ...
+    ] = ()  # columns that the sidecars carry for training: LABEL.COLUMN, or one of the pool's own
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -160,7 +165,12 @@ def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, 
     kind = {"view": True} if config.view else {"shard_size": config.shard_size, "image_format": config.image_format}
     boxes = _find_boxes(pool, config.blur) if config.blur else {}
     blur = {"blur": [config.blur, *(target.fingerprint for target in boxes.values())]} if boxes else {}
-    identity = {"layout": _LAYOUT, "selection": content["fingerprint"], **kind, **blur}
+    labels = {label: LabelTarget(**target) for label, target in content["labels"].items()}
+    columns = find_columns(pool, config.columns, labels)
+    carried = (
+        {"columns": [[name, target and target.fingerprint] for name, target in columns.items()]} if columns else {}
+    )
+    identity = {"layout": _LAYOUT, "selection": content["fingerprint"], **kind, **blur, **carried}
     fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
     shares = dict(content["captions"])
     # The likeliest caption is the one that KEY.txt holds; the web text fills in where a sample lacks it.
@@ -174,10 +184,11 @@ def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, 
         selection=folder,
         fingerprint=fingerprint,
         captions={**sources, _FALLBACK: _FALLBACK} if _FALLBACK not in sources else sources,
-        labels={label: LabelTarget(**target) for label, target in content["labels"].items()} | boxes,
+        labels=labels | boxes | {name.rpartition(".")[0]: target for name, target in columns.items() if target},
         samples_per_shard=-(-content["num_kept"] // num_shards),
         image_format=config.image_format,
         blur=config.blur or "",
+        columns={name: name for name in columns},
     )
 
 

@@ -57,6 +57,7 @@ class PackPlan:
     blur: str = ""  # label.column of the boxes to blur
     list_lengths: Mapping[str, int] = field(default_factory=dict)  # most texts of one sample, by list caption
     carried: Sequence[str] = ()  # text columns of the pool that KEY.json has as well, empty where a shard lacks them
+    columns: Mapping[str, str] = field(default_factory=dict)  # sidecar column -> label.column or column of the pool
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,20 @@ class _Sample:
     boxes: Sequence[Sequence[float]] = ()  # to be blurred
 
 
+@dataclass(frozen=True)
+class _Sidecar:
+    """The rows of a sidecar by column, and the columns carried along, of the same rows in the same order."""
+
+    rows: Mapping[str, list[Any]]
+    columns: Sequence[pa.Table]
+
+
 def survey(plan: PackPlan, unit: PackUnit) -> Survey:
     """Look at a unit's samples without reading a picture."""
     suffixes: Counter[str] = Counter()
     lengths: dict[str, int] = {}
     carried: set[str] = set()
-    for samples, _ in _read_samples(plan, unit):
+    for samples, _, _ in _read_samples(plan, unit):
         for sample in samples:
             suffixes[_SUFFIXES.get(sample.suffix, sample.suffix)] += 1
             carried.update(sample.row.keys() - _NOT_CARRIED)
@@ -110,14 +119,17 @@ def pack(plan: PackPlan, unit: PackUnit) -> ShardEntry:
     rows: dict[str, list[Any]] = {column: [] for column, _ in SIDECAR_COLUMNS} | {
         column: [] for column in plan.captions
     }
+    columns: list[pa.Table] = []
     with plan.out.commit(f"{plan.folder}/{name}.tar") as file:
         hashing = _HashingFile(file)
         writer = TarWriter(hashing)  # type: ignore[arg-type]  # it only writes
-        for samples, tar in _read_samples(plan, unit):
+        for samples, tar, carried in _read_samples(plan, unit):
+            columns.append(carried)
             for sample in samples:
                 _pack_sample(plan, unit, sample, tar, writer, rows)
         writer.close()
-    return _commit_sidecar(plan, unit, rows, f"{name}.tar", writer.position, hashing.digest.hexdigest())
+    sidecar = _Sidecar(rows, columns)
+    return _commit_sidecar(plan, unit, sidecar, f"{name}.tar", writer.position, hashing.digest.hexdigest())
 
 
 def view(plan: PackPlan, unit: PackUnit) -> ShardEntry:
@@ -125,7 +137,9 @@ def view(plan: PackPlan, unit: PackUnit) -> ShardEntry:
     rows: dict[str, list[Any]] = {column: [] for column, _ in SIDECAR_COLUMNS} | {
         column: [] for column in plan.captions
     }
-    for samples, _ in _read_samples(plan, unit):
+    columns: list[pa.Table] = []
+    for samples, _, carried in _read_samples(plan, unit):
+        columns.append(carried)
         for sample in samples:
             members = {"image": sample.image, **sample.others}
             _add_row(
@@ -137,7 +151,8 @@ def view(plan: PackPlan, unit: PackUnit) -> ShardEntry:
         while chunk := file.read(_REMOTE_BYTES):
             digest.update(chunk)
         tar_bytes = file.tell()
-    return _commit_sidecar(plan, unit, rows, plan.pool.locate(path), tar_bytes, digest.hexdigest())
+    sidecar = _Sidecar(rows, columns)
+    return _commit_sidecar(plan, unit, sidecar, plan.pool.locate(path), tar_bytes, digest.hexdigest())
 
 
 def read_entry(plan: PackPlan, unit: PackUnit, tar: str) -> ShardEntry | None:
@@ -246,7 +261,7 @@ def _add_row(
 
 
 def _commit_sidecar(
-    plan: PackPlan, unit: PackUnit, rows: Mapping[str, list[Any]], tar: str, tar_bytes: int, tar_sha256: str
+    plan: PackPlan, unit: PackUnit, sidecar: _Sidecar, tar: str, tar_bytes: int, tar_sha256: str
 ) -> ShardEntry:
     kinds = dict(SIDECAR_COLUMNS)
     for column in plan.captions:
@@ -257,9 +272,11 @@ def _commit_sidecar(
         TAR_BYTES_KEY: str(tar_bytes).encode(),
         TAR_SHA256_KEY: tar_sha256.encode(),
     }
-    table = pa.table({name: pa.array(rows[name], kind) for name, kind in kinds.items()}).replace_schema_metadata(
-        metadata
-    )
+    table = pa.table({name: pa.array(sidecar.rows[name], kind) for name, kind in kinds.items()})
+    carried = pa.concat_tables(sidecar.columns, promote_options="permissive")
+    for name in carried.column_names:
+        table = table.append_column(name, carried[name])
+    table = table.replace_schema_metadata(metadata)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     data = buffer.getvalue().to_pybytes()
@@ -276,15 +293,16 @@ def _commit_sidecar(
     )
 
 
-def _read_samples(plan: PackPlan, unit: PackUnit) -> Iterator[tuple[Iterator[_Sample], BinaryIO]]:
-    """Yield, pool shard by pool shard, the unit's samples with the open tar that holds them."""
+def _read_samples(plan: PackPlan, unit: PackUnit) -> Iterator[tuple[Iterator[_Sample], BinaryIO, pa.Table]]:
+    """Yield, pool shard by pool shard, the unit's samples with the open tar that holds them and the columns carried along."""
     selected = _read_selected(plan, unit)
     shards = selected["shard"].to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
     for start, stop in itertools.pairwise(starts):
         if start < stop:
+            part = selected.slice(start, stop - start)
             with _open_tar(plan.pool, int(shards[start])) as tar:
-                yield _read_shard(plan, selected.slice(start, stop - start), tar), tar
+                yield _read_shard(plan, part, tar), tar, _read_columns(plan, part)
 
 
 def _read_selected(plan: PackPlan, unit: PackUnit) -> pa.Table:
@@ -348,6 +366,17 @@ def _read_captions(
     if pa.types.is_list(values.type):
         return [[text or "" for text in value or []] for value in texts]
     return [text or "" for text in texts]
+
+
+def _read_columns(plan: PackPlan, selected: pa.Table) -> pa.Table:
+    """Return the columns that the sidecar carries along for the selected rows of one shard."""
+    shard = selected["shard"][0].as_py()
+    table = plan.pool.read_table(plan.pool.shard_parquet(shard)) if plan.columns else pa.table({})
+    columns = {}
+    for name, source in plan.columns.items():
+        values = _read_annotation(plan, source, shard, table) if "." in source else table[source]
+        columns[name] = values.take(selected["row"])
+    return pa.table(columns)
 
 
 def _read_annotation(plan: PackPlan, source: str, shard: int, table: pa.Table) -> pa.ChunkedArray:

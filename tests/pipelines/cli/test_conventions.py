@@ -27,7 +27,7 @@ COMMANDS = {
     "sql": "QUERY --pool --json --csv --parquet",
     "extremes": "VALUE --pool --out --num-samples --where",
     "contamination": "--pool --against --out --label --num-samples",
-    "build": "--pool --selection --out --address --num-workers --shard-size --view --image-format --blur",
+    "build": "--pool --selection --out --address --num-workers --shard-size --view --image-format --blur --columns",
     "status": "--pool --json",
     "train": "DATASET --out --recipe --set --address --num-processes",
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --json",
