@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _NOT_WORD = re.compile(r"[\W_]+")
 # More of a caption than this is not read.
 _MAX_CHARACTERS = 20_000
+# The kind of phrases that hold words of the others and mean no harm.
+_INNOCENT = "innocent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,13 @@ class CaptionSafety(ShardOperator):
     caption_num_unsafe_words  how often, 0 and up
 
     Whole words count, without case and accents; what is not a letter or digit is a space. `words` is a JSON file {kind: [word or phrase,
-    ...]}, or a text file with one per line (kind "unsafe"). The list that comes along has the kinds sexual, violence, self_harm and drugs,
-    English and plain: it misses much, and meets innocent captions ("nude colour lipstick") as any word list does. It holds no slurs:
-    bring a list for them.
+    ...]}, or a text file with one per line (kind "unsafe"). The kind "innocent" lists phrases in which words of the others do not count:
+    "naked eye". The list that comes along has the kinds sexual, violence, self_harm and drugs, English and plain: it misses much, and meets
+    textbooks of anatomy and history as any word list does. It holds no slurs: bring a list for them.
     """
 
     name = "caption_safety"
-    version = 1
+    version = 2
     reads = ("alt_text",)
     nullable = ("alt_text",)
     writes = pa.schema([
@@ -64,7 +66,7 @@ class CaptionSafety(ShardOperator):
 
     def load(self) -> Annotate:
         lists = read_lists(self._path())
-        kinds = list(lists)
+        kinds = [kind for kind in lists if kind != _INNOCENT]
         automaton = _build(lists)
 
         def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
@@ -114,18 +116,26 @@ def fold(text: str) -> str:
 
 
 def _build(lists: Mapping[str, Sequence[str]]) -> "Automaton":
+    """Return what finds every word, each with the numbers of its kinds (none: innocent) and itself as it is compared."""
     import ahocorasick
 
-    kinds: dict[str, set[int]] = {}
-    for number, words in enumerate(lists.values()):
+    kinds: dict[str, set[int]] = {fold(word): set() for word in lists.get(_INNOCENT, ())}
+    for number, words in enumerate(words for kind, words in lists.items() if kind != _INNOCENT):
         for word in words:
             kinds.setdefault(fold(word), set()).add(number)
     automaton = ahocorasick.Automaton()
     for word, numbers in kinds.items():
-        automaton.add_word(word, (frozenset(numbers), word.strip()))
+        automaton.add_word(word, (frozenset(numbers), word))
     automaton.make_automaton()
     return automaton
 
 
 def _find(automaton: "Automaton", text: str) -> list[tuple[frozenset[int], str]]:
-    return [hit for _, hit in automaton.iter(fold(text[:_MAX_CHARACTERS]))]
+    """Return the kinds and words that a text holds, those within innocent phrases left out."""
+    found = list(automaton.iter(fold(text[:_MAX_CHARACTERS])))
+    harmless = [(end - len(word), end) for end, (kinds, word) in found if not kinds]
+    return [
+        (kinds, word.strip())
+        for end, (kinds, word) in found
+        if kinds and not any(start <= end - len(word) and end <= stop for start, stop in harmless)
+    ]

@@ -24,7 +24,11 @@ _OBJECTS = (
     f"CASE WHEN status = '{STATUS_SUCCESS}' THEN list_filter(caption_parse, lambda line: NOT ends_with(line, ')')) END"
 )
 _NOUN = "split_part(line, ': ', 1)"
-_ATTRIBUTES = "list_filter(string_split(split_part(line, ': ', 2), ', '), lambda word: word <> '')"
+# What says whose it is names nothing that can be seen.
+_ATTRIBUTES = (
+    "list_filter(string_split(split_part(line, ': ', 2), ', '), "
+    "lambda word: word NOT IN ('', 'my', 'your', 'his', 'her', 'its', 'our', 'their'))"
+)
 _TAGS = {
     "nouns": f"list_distinct(list_transform(objects, lambda line: {_NOUN}))",
     "phrases": f"list_distinct(flatten(list_transform(objects, lambda line: list_transform({_ATTRIBUTES}, "
@@ -42,14 +46,14 @@ class CaptionTags(PoolOperator):
     caption_tag_adjectives  attributes: black
     caption_tag_ids         numbers in the vocabulary of all three, rising: the ones of a multi-hot vector
 
-    All in base form, sorted, each once. The vocabulary is what at least `min_count` rows with a picture name, the most frequent
+    All in base form, sorted, each once; "his" and its like are left out. The vocabulary is what at least `min_count` rows with a picture name, the most frequent
     `max_tags` of it, numbered from the most frequent on (0); or the lines of the file `vocabulary`, numbered from the first. To see it:
     `SELECT unnest(caption_tag_nouns) AS tag, count(*) FROM pool GROUP BY tag ORDER BY 2 DESC`. Reads `caption_parse` of
     caption_complexity. About 5 us per caption; the count spills to disk where memory does not suffice.
     """
 
     name = "caption_tags"
-    version = 1
+    version = 2
     reads = ("caption_parse", "status", "error_message")
     writes = pa.schema([
         ("caption_tag_nouns", pa.list_(pa.string())),

@@ -30,6 +30,8 @@ _MASKS = (
     (r"(?:<name>[ ,]*){2,}", "<name> "),
     (r"(?:<number>[ ,]*){2,}", "<number> "),
 )
+# A template needs a word of its own: masks and what joins names make none.
+_NOT_A_WORD = r"<(?:name|number|url|mail|file)>|\b(?:a|an|and|at|by|de|for|from|in|la|of|on|the|to|van|von|vs|with|x)\b"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,12 @@ class CaptionTemplate(PoolOperator):
     caption_template_num_captions   distinct captions of the pool with this template, 1 and up: a template has many, a repeated caption one
     caption_template_ratio          that number / distinct captions of the pool, 0 to 1
 
-    A caption that is nothing but masks ("<name>") says little about a template. Rows without a caption are null. One aggregation and one
-    join in SQL, which spill to disk where memory does not suffice.
+    What has no word of its own, "<name>" or "<name> by <name>", is how titles are written and no template: it counts as 1. Rows without a
+    caption are null. One aggregation and one join in SQL, which spill to disk where memory does not suffice.
     """
 
     name = "caption_template"
-    version = 1
+    version = 2
     reads = ("alt_text",)
     writes = pa.schema([
         ("caption_template", pa.string()),
@@ -69,12 +71,19 @@ def mask_sql(column: str) -> str:
     return f"lower(trim({masked}))"
 
 
+def has_word_sql(template: str) -> str:
+    """Return SQL that tells whether a template holds more than masks and what joins them."""
+    return f"regexp_matches(regexp_replace({template}, '{_NOT_A_WORD}', ' ', 'g'), '\\p{{L}}')"
+
+
 def _query() -> str:
     captions = f"SELECT DISTINCT alt_text FROM {EVERYTHING} WHERE trim(coalesce(alt_text, '')) <> ''"
     return f"""
         WITH templates AS (SELECT alt_text, {mask_sql("alt_text")} AS template FROM ({captions})),
         counted AS (
-            SELECT alt_text, template, count(*) OVER (PARTITION BY template) AS num, count(*) OVER () AS total FROM templates
+            SELECT alt_text, template, count(*) OVER () AS total,
+                CASE WHEN {has_word_sql("template")} THEN count(*) OVER (PARTITION BY template) ELSE 1 END AS num
+            FROM templates
         )
         SELECT uid, template AS caption_template, num AS caption_template_num_captions, num / total AS caption_template_ratio,
             CASE WHEN template IS NULL THEN 'no alt_text' END AS error

@@ -13,7 +13,7 @@ from curate.operators.caption_safety import CaptionSafety, fold, read_lists
 from schemas.errors import InputError
 from tests.contract import check_operator, column
 
-FINGERPRINT = "15deab30085841afa112b8b19f167193c6f70bada17b78c8a41f5494a6350c51"
+FINGERPRINT = "dc49bb99b27bb367e4fdafa12f6475fb58cd552822c5e454de04911106e1c495"
 
 
 def measure(caption: str | None, operator: CaptionSafety | None = None) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def test_contract() -> None:
         ("sex,tape", ["sex tape"]),
         ("porn, porn and gore", ["porn", "gore"]),
         ("Scunthorpe, Essex: a grape and a cocktail", []),
-        ("Al Gore Vidal", ["gore"]),  # as any word list
+        ("gore, Al Gore and Gore-Tex boots", ["gore"]),
+        ("stars seen by the naked eye, and stellar corpses", []),
+        ("the naked eye of a naked man", ["naked"]),
         ("rapeseed fields in Sussex", []),
         ("", []),
         (None, []),
@@ -64,6 +66,11 @@ def test_lists_of_ones_own(tmp_path: Path) -> None:
     found = measure("a blood-orange and an APPLE", CaptionSafety(words=str(path)))
     assert found["caption_unsafe_kinds"] == ["fruit", "red"]
     assert found["caption_unsafe_words"] == ["blood orange", "apple"]
+    path.write_text(json.dumps({"innocent": ["apple pie"], "fruit": ["apple", "pie crust"]}))
+    found = measure("apple pie crust, apple", CaptionSafety(words=str(path)))
+    assert found["caption_unsafe_kinds"] == ["fruit"]
+    assert found["caption_unsafe_words"] == ["pie crust", "apple"]
+    assert found["caption_num_unsafe_words"] == 2
     plain = tmp_path / "words.txt"
     plain.write_text("# fruit\napple\n\n")
     assert measure("apple", CaptionSafety(words=str(plain)))["caption_unsafe_kinds"] == ["unsafe"]

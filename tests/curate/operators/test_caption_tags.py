@@ -11,7 +11,7 @@ from curate.operators.caption_tags import CaptionTags
 from schemas.errors import InputError
 from tests.contract import check_pool_operator
 
-FINGERPRINT = "102e698548f0d8a36bc0efd83e830aca064720e80fc174fbbe51957e591fed0b"
+FINGERPRINT = "05134366789d5a553eaee7a9c3dcd3f1fc77e9e566554de41369e32100415371"
 CAPTIONS: list[tuple[str | None, str]] = [
     ("black cat on a sofa", "success"),
     ("a black dog chases a black cat", "success"),
@@ -54,6 +54,13 @@ def test_contract_and_values() -> None:
     assert [row["caption_tag_ids"] for row in rows] == [[0, 1, 2, 3], [0, 1, 2], [3], [0, 1, 2], [], None, [], []]
     assert rows[4]["caption_tag_nouns"] == []
     assert rows[5]["error"] == "no image: HTTP Error 404"
+
+
+def test_whose_it_is_names_nothing() -> None:
+    (row,) = check(CaptionTags(min_count=1), [("a boy throws a red ball to his dog", "success")])
+    assert row["caption_tag_nouns"] == ["ball", "boy", "dog"]
+    assert row["caption_tag_adjectives"] == ["red"]
+    assert row["caption_tag_phrases"] == ["red ball"]
 
 
 def test_the_default_floor() -> None:

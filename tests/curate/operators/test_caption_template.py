@@ -8,7 +8,7 @@ import pytest
 from curate.operators.caption_template import CaptionTemplate
 from tests.contract import check_pool_operator
 
-FINGERPRINT = "ef11dce7471edb2ca917edc36b5cd09b651c9fc20359698dec53be6260338054"
+FINGERPRINT = "c25d84550393067c73bb90f1a3a3f5c1933c53108253e5c3ca649af3fdf4561c"
 
 
 def check(captions: list[str | None]) -> dict[str, list[Any]]:
@@ -56,3 +56,21 @@ def test_captions_of_one_template_fall_together() -> None:
 )
 def test_what_is_masked(caption: str, template: str) -> None:
     assert check([caption])["caption_template"] == [template]
+
+
+@pytest.mark.parametrize(
+    ("captions", "num_captions"),
+    [
+        (["Stir Fry Mango Chicken", "Real Housewives"], 1),
+        (["Wrecked By Love by Lauren Smith", "Origins by Ann Li"], 1),
+        (["Nike 6.0 Zoom 2", "Canon 5.0 Kit 9"], 1),
+        (["Yarn at example.com", "Wool at example.com"], 2),
+        (["portrait of Ann Li", "portrait of Bo Ek"], 2),
+        (["\u0444\u043e\u0442\u043e 1", "\u0444\u043e\u0442\u043e 2"], 2),
+    ],
+)
+def test_a_template_has_a_word_of_its_own(captions: list[str | None], num_captions: int) -> None:
+    found = check(captions)
+    assert found["caption_template"][0] == found["caption_template"][1]
+    assert found["caption_template_num_captions"] == [num_captions] * 2
+    assert found["caption_template_ratio"] == [num_captions / 2] * 2
