@@ -20,7 +20,7 @@ Words = npt.NDArray[np.uint64]
 WORDS_PER_POSITION = 24
 
 _WORDS_PER_BLOCK = 4  # Philox4x64 makes four words per counter
-_STREAM_SAMPLES, _STREAM_ORDER, _STREAM_POSITIONS = range(3)
+_STREAM_SAMPLES, _STREAM_ORDER, _STREAM_POSITIONS, _STREAM_FURTHER, _STREAM_BATCHES = range(5)
 _STREAMS = 16
 # An expectation this close to a whole number is that number: the difference is rounding of the weights' sum.
 _SNAP = 1e-9
@@ -56,7 +56,12 @@ def sample_indices(weights: Weights, num_samples: int, seed: int, epoch: int, *,
             f"{num_samples} samples were asked for without replacement, {num_positive} have a positive weight; "
             "lower epoch_samples or set replacement=true"
         )
-    return drawn[_permutation(num_samples, seed, epoch)]
+    return drawn[_permutation(num_samples, seed, epoch, _STREAM_ORDER)]
+
+
+def permute_batches(num_batches: int, seed: int, epoch: int) -> Indices:
+    """Return a permutation of the batches of an epoch, for batches that are made of the draws in an order of their own."""
+    return _permutation(num_batches, seed, epoch, _STREAM_BATCHES)
 
 
 def effective_sample_size(weights: Weights) -> float:
@@ -83,6 +88,13 @@ def position_words(seed: int, epoch: int, start: int, stop: int) -> Words:
     blocks = WORDS_PER_POSITION // _WORDS_PER_BLOCK
     words = _words(seed, epoch, _STREAM_POSITIONS, (stop - start) * WORDS_PER_POSITION, first_block=start * blocks)
     return words.reshape(stop - start, WORDS_PER_POSITION)
+
+
+def further_seeds(seed: int, epoch: int, start: int, stop: int) -> list[int]:
+    """Return one 64-bit seed per position for whatever else it draws: further views and texts."""
+    block = start // _WORDS_PER_BLOCK
+    words = _words(seed, epoch, _STREAM_FURTHER, stop - block * _WORDS_PER_BLOCK, first_block=block)
+    return [int(word) for word in words[start - block * _WORDS_PER_BLOCK :]]
 
 
 def uniforms(words: Words) -> npt.NDArray[np.float64]:
@@ -181,12 +193,12 @@ def _draw_distinct(weights: Weights, num_samples: int, seed: int, epoch: int) ->
     return np.flatnonzero(chosen)
 
 
-def _permutation(count: int, seed: int, epoch: int) -> Indices:
+def _permutation(count: int, seed: int, epoch: int, stream: int) -> Indices:
     """Return a permutation of `count` positions, the same on every machine and in every numpy."""
     # The low bits carry the position and the others are random, so a plain sort, whose order of ties no one sees, sorts positions along.
     bits = max(1, (count - 1).bit_length())
     mask = np.uint64((1 << bits) - 1)
-    keys = _words(seed, epoch, _STREAM_ORDER, count)
+    keys = _words(seed, epoch, stream, count)
     keys &= ~mask
     keys |= np.arange(count, dtype=np.uint64)
     keys.sort()
