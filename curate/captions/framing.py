@@ -30,6 +30,7 @@ _SIGNS = {
     **dict.fromkeys("\u21d2\u2192\u27f9\u27f6\u2794\u279c\u2b95\u21a6", "-"),
     "\\": "/",
 }
+_SIGN_TABLE = str.maketrans(_SIGNS)
 # Joiners that Persian, Indic scripts and emoji are written with; every other invisible character goes.
 _JOINERS = frozenset("\u200c\u200d")
 _BLANKS = frozenset(["Cc", "Zs", "Zl", "Zp"])
@@ -93,21 +94,25 @@ def clean(text: str, max_characters: int = MAX_CHARACTERS) -> str:
     Quotes become apostrophes, brackets parentheses, `<` and `>` their typographic kin, arrows hyphens, runs of rule signs one of them,
     piled up accents three of them. Cleaning again changes nothing.
     """
+    visible = tidy(text[: max_characters * _RAW_FACTOR])
+    line = _RULES.sub(r"\1", visible.translate(_SIGN_TABLE))
+    return _cut(" ".join(line.split()), max_characters)
+
+
+def tidy(text: str) -> str:
+    """Return a text on one line, without invisible characters and piled up accents."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     characters: list[str] = []
     num_marks = 0
-    for character in unicodedata.normalize("NFC", text[: max_characters * _RAW_FACTOR]):
-        if " " <= character <= "~":
-            num_marks = 0
-            characters.append(_SIGNS.get(character, character))
-            continue
+    for character in unicodedata.normalize("NFC", text):
         category = unicodedata.category(character)
         num_marks = num_marks + 1 if category in _MARKS else 0
         if category in _BLANKS:
             characters.append(" ")
         elif character in _JOINERS or (category not in _DROPPED and num_marks <= _MAX_MARKS):
-            characters.append(_SIGNS.get(character, character))
-    line = " ".join(_RULES.sub(r"\1", "".join(characters)).split())
-    return _cut(line, max_characters)
+            characters.append(character)
+    return " ".join("".join(characters).split())
 
 
 def first_line(text: str) -> str:
