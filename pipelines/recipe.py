@@ -17,6 +17,7 @@ Environment variables are not expanded, and nothing in a recipe is executed exce
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ from pipelines.fields import read_settings, settings_class
 from pipelines.yaml_file import KeyPath, Place, Tree, Value, dump, merge, read_file, set_value
 from schemas.errors import InputError, RecipeError
 from train.config import TrainConfig
+from train.evaluation import EvaluationOptions
 
 _PARAMETER = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _STRICT_KEYS = ConfigDict(extra="forbid", frozen=True)
@@ -63,14 +65,15 @@ class OperatorCall(BaseModel):
         return make_operator(self.name, self.parameters) if self.parameters else parse_operator(self.name)
 
 
-class EvaluateSection(BaseModel):
-    """What the trained model is evaluated on."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection(EvaluationOptions):
+    """What the trained model is evaluated on, and what is measured.
 
-    model_config = _STRICT_KEYS
+    EvaluateSection(data=("dataset", "eval/wds_imagenet1k_test"))
+    EvaluateSection(data=("eval",), probe=True, shots=(1, 4), group_column="source")
+    """
 
-    data: tuple[str, ...]  # datasets or folders; `dataset` is the one this recipe built
-    label_column: str = ""  # classify Winnow datasets too, by this column of their JSON
-    templates: tuple[str, ...] = ()  # prompts with {c} for the class; empty: those of the data
+    data: tuple[str, ...]  # datasets, folders or folders of folders; `dataset` is the one this recipe built
 
 
 def _read_call(value: object) -> object:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +21,7 @@ from rich.text import Text
 from curate.operator import Operator, PoolOperator
 from curate.store import Store
 from schemas.sample import STATUS_SUCCESS
+from train.datacomp import Summary, summarise
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
@@ -40,7 +42,7 @@ UP_TO_DATE = "up to date"
 
 def tabulate_operators(operators: Mapping[str, type[Operator]]) -> RenderableType:
     """Return every operator with what it reads, what it writes and the first line of its description."""
-    table = _table("operator", "reads", "writes", "what it measures")
+    table = make_table("operator", "reads", "writes", "what it measures")
     for name, cls in operators.items():
         about = (inspect.getdoc(cls) or "").partition("\n")[0]
         kind = " (every row of the pool)" if issubclass(cls, PoolOperator) else ""
@@ -89,7 +91,7 @@ def tabulate_import(report: "ImportReport") -> RenderableType:
 
 def tabulate_annotations(report: "AnnotateReport") -> RenderableType:
     """Return what `annotate` did, operator by operator."""
-    table = _table("label", "operator", "fingerprint", right=("shards written", UP_TO_DATE, "rows", "error rows"))
+    table = make_table("label", "operator", "fingerprint", right=("shards written", UP_TO_DATE, "rows", "error rows"))
     for entry in report.operators:
         counts = (entry.num_shards, entry.num_shards_current, entry.num_rows, entry.num_errors)
         table.add_row(entry.sql_name, entry.operator, entry.fingerprint[:12], *(f"{count:,}" for count in counts))
@@ -98,7 +100,7 @@ def tabulate_annotations(report: "AnnotateReport") -> RenderableType:
 
 def tabulate_funnel(report: "SelectReport") -> RenderableType:
     """Return the funnel: how many rows each rule fails, fails first, and leaves."""
-    table = _table("rule", "condition", right=("fails", "fails first", "left", "share"))
+    table = make_table("rule", "condition", right=("fails", "fails first", "left", "share"))
     table.add_row("", "every row of the pool", "", "", f"{report.num_rows:,}", _percent(1.0))
     for row in report.funnel:
         share = row.num_remaining / report.num_rows if report.num_rows else 0.0
@@ -130,17 +132,37 @@ def describe_build(report: "BuildReport") -> str:
 
 
 def tabulate_evaluation(results: Mapping[str, Mapping[str, float]]) -> RenderableType:
-    """Return the metrics of each data set beside what guessing scores."""
-    table = _table("data", "metric", right=("score", "chance"))
+    """Return the metrics of each data set beside what guessing scores and, where DataComp's tasks are among them, its averages."""
+    table = make_table("data", "metric", right=("score", "chance"))
     for name, metrics in results.items():
         for metric, value in metrics.items():
             if metric.startswith("chance_"):
                 continue
             chance = metrics.get(f"chance_{metric}")
             table.add_row(
-                escape(name), metric, _number(metric, value), "" if chance is None else _number(metric, chance)
+                escape(name), escape(metric), _number(metric, value), "" if chance is None else _number(metric, chance)
             )
-    return table
+    summary = summarise(results)
+    return table if summary is None else Group(table, "", _tabulate_summary(summary))
+
+
+def describe_evaluation(results: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
+    """Return the metrics as JSON values; DataComp's tasks and averages, and what is missing in them, under `DataComp`."""
+    summary = summarise(results)
+    return {**results, **({} if summary is None else {"DataComp": asdict(summary)})}
+
+
+def _tabulate_summary(summary: Summary) -> RenderableType:
+    """Return DataComp's averages; one that lacks tasks says of how many it is."""
+    table = make_table("DataComp", right=("score", "tasks"))
+    for name, score in summary.scores.items():
+        table.add_row(escape(name), f"{score:.4f}", "")
+    for name, group in summary.groups.items():
+        found = group.num_tasks - len(group.missing)
+        title = f"{name} (incomplete)" if group.missing else name
+        table.add_row(Text(title, style="bold"), f"{group.mean:.4f}", f"{found} of {group.num_tasks}")
+    missing = summary.groups["Average"].missing
+    return Group(table, "", f"missing: {', '.join(missing)}") if missing else table
 
 
 def tabulate_status(status: "PoolStatus") -> RenderableType:
@@ -151,13 +173,13 @@ def tabulate_status(status: "PoolStatus") -> RenderableType:
         f"({_percent(share)}), {_size(status.num_bytes)}"
     ]
     if status.errors:
-        errors = _table("download error", right=("samples",))
+        errors = make_table("download error", right=("samples",))
         for message, count in status.errors:
             errors.add_row(escape(message), f"{count:,}")
         parts += ["", errors]
     if status.operators:
         heads = ("done", "stale", "error rows", "size", "worker seconds")
-        table = _table("label", "operator", "fingerprint", right=heads)
+        table = make_table("label", "operator", "fingerprint", right=heads)
         for entry in status.operators:
             done = f"{entry.done:,}/{entry.total:,}"
             style = "" if entry.done == entry.total else "bold"
@@ -165,7 +187,7 @@ def tabulate_status(status: "PoolStatus") -> RenderableType:
             table.add_row(entry.label or "-", entry.operator, entry.fingerprint, Text(done, style), *counts)
         parts += ["", table]
     if status.selections:
-        selections = _table("selection", right=("kept",))
+        selections = make_table("selection", right=("kept",))
         for selection in status.selections:
             selections.add_row(escape(selection.folder), f"{selection.num_kept:,}")
         parts += ["", selections]
@@ -180,7 +202,7 @@ def tabulate_rows(relation: "DuckDBPyRelation") -> RenderableType:
         table.add_column(escape(field.name), justify="right" if _is_numeric(field.type) else "left", overflow="fold")
     rows = list(itertools.islice(_rows(reader), MAX_ROWS + 1))
     for row in rows[:MAX_ROWS]:
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(escape(cell(value)) for value in row))
     if len(rows) <= MAX_ROWS:
         return table
     return Group(table, f"the first {MAX_ROWS} rows; --csv, --json and --parquet FILE give all of them")
@@ -240,7 +262,8 @@ def _plain(value: object) -> object:
     return value
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """Return a value as a table shows it, cut off where it is long."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -257,13 +280,14 @@ def _with_errors(summary: str, messages: Mapping[str, int]) -> RenderableType:
     errors = [(message, count) for message, count in messages.items() if message != STATUS_SUCCESS]
     if not errors:
         return summary
-    table = _table("error", right=("samples",))
+    table = make_table("error", right=("samples",))
     for message, count in errors[:MAX_ERRORS]:
         table.add_row(escape(message), f"{count:,}")
     return Group(summary, "", table)
 
 
-def _table(*left: str, right: tuple[str, ...] = ()) -> Table:
+def make_table(*left: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table in the house's form, with columns of text and then of numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in left:
         table.add_column(name, overflow="fold")

@@ -5,10 +5,8 @@ the stages that depend on it.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import RenderableType
 
@@ -22,6 +20,7 @@ from curate.operator import Operator
 from curate.select import SelectReport, find_selection, select
 from curate.selection import Selection
 from curate.store import Pool, Store
+from pipelines.evaluation import EVALUATION_FILE, Metrics, evaluate_run, find_evaluation
 from pipelines.recipe import OWN_DATASET, EvaluateSection, Recipe
 from pipelines.render import (
     UP_TO_DATE,
@@ -38,10 +37,8 @@ from train.config import FREE_KEYS, TrainConfig
 
 STAGES = ("download", "annotate", "select", "build", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
-EVALUATION_FILE = "evaluation.json"
 
 Say = Callable[[RenderableType], None]
-Metrics = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,25 +161,10 @@ class _Run:
         self._tell("train", False, f"step {report.step:,}, {report.samples_seen:,} samples seen", folder)
 
     def _evaluate(self, section: EvaluateSection) -> None:
-        data = _evaluation_data(section, self._report.dataset)
-        identity = _evaluation_identity(section, self._report.run, data)
-        folder = Store(self._report.run)
-        metrics = _read_evaluation(folder, identity)
-        is_current = metrics is not None
-        if metrics is None:
-            from train.evaluate import evaluate
-
-            metrics = evaluate(
-                self._report.run,
-                data,
-                label_column=section.label_column,
-                templates=section.templates,
-                progress=self._progress,
-            )
-            folder.commit_json(EVALUATION_FILE, {"identity": identity, "results": metrics})
+        metrics, is_current = evaluate_run(self._report.run, section, self._report.dataset, progress=self._progress)
         self._report.evaluation = metrics
         # The numbers are what a run is for: shown even where they are not new.
-        self._tell("evaluate", is_current, "", folder.locate(EVALUATION_FILE))
+        self._tell("evaluate", is_current, "", Store(self._report.run).locate(EVALUATION_FILE))
         self._say(tabulate_evaluation(metrics))
 
     def _tell(self, stage: str, is_current: bool, content: RenderableType, where: str) -> None:
@@ -282,10 +264,7 @@ def _plan_models(recipe: Recipe, pool: Pool, out: Store, selection: SelectReport
         run, step = _plan_train(recipe, out, dataset, recipe.train)
         yield step
     if recipe.evaluate is not None:
-        is_current = False
-        if run:
-            data = _evaluation_data(recipe.evaluate, dataset)
-            is_current = _read_evaluation(Store(run), _evaluation_identity(recipe.evaluate, run, data)) is not None
+        is_current = bool(run) and find_evaluation(run, recipe.evaluate, dataset) is not None
         text = (
             f"{UP_TO_DATE} ({run}/{EVALUATION_FILE})"
             if is_current
@@ -324,39 +303,3 @@ def _require_data(recipe: Recipe) -> None:
 def _read_index(dataset: str) -> DatasetIndex:
     folder = Store(dataset)
     return DatasetIndex.from_json(folder.read_bytes(INDEX_FILE).decode(), path=folder.locate(INDEX_FILE))
-
-
-def _evaluation_data(section: EvaluateSection, dataset: str) -> list[str]:
-    return [dataset if entry == OWN_DATASET else entry for entry in section.data]
-
-
-def _evaluation_identity(section: EvaluateSection, run: str, data: Sequence[str]) -> dict[str, object]:
-    """Return what decides the numbers: the checkpoint, the data by their content, and the settings."""
-    checkpoints = Store(run).list_names("checkpoints")
-    return {
-        "run": Path(run).name,
-        "checkpoint": checkpoints[-1] if checkpoints else "",
-        "data": [_data_identity(entry) for entry in data],
-        "label_column": section.label_column,
-        "templates": list(section.templates),
-    }
-
-
-def _data_identity(entry: str) -> str:
-    folder = Store(entry)
-    if folder.exists(INDEX_FILE):
-        return hashlib.sha256(folder.read_bytes(INDEX_FILE)).hexdigest()
-    sizes = folder.filesystem.find(folder.root, detail=True)
-    listing = [(path.removeprefix(folder.root), int(info["size"])) for path, info in sorted(sizes.items())]
-    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
-
-
-def _read_evaluation(run: Store, identity: Mapping[str, object]) -> Metrics | None:
-    """Return the metrics of an evaluation with this identity, or None where it has to be done."""
-    if not run.exists(EVALUATION_FILE):
-        return None
-    content = json.loads(run.read_bytes(EVALUATION_FILE))
-    if canonical_json(content["identity"]) != canonical_json(identity):
-        return None
-    results: Metrics = content["results"]
-    return results

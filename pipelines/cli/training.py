@@ -58,7 +58,10 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint, or a hub id.")],
     data: Annotated[
-        list[str], typer.Option("--data", metavar="DIR", help=f"A dataset, or a CLIP_benchmark folder{REPEATABLE}")
+        list[str],
+        typer.Option(
+            "--data", metavar="DIR", help=f"A dataset, a CLIP_benchmark folder, a folder of them, or pairs{REPEATABLE}"
+        ),
     ],
     revision: Annotated[str, typer.Option("--revision", help="The commit of a hub id.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 256,
@@ -68,22 +71,49 @@ def evaluate(
     template: Annotated[
         list[str] | None, typer.Option("--template", help=f"A prompt with {{c}} for the class{REPEATABLE}")
     ] = None,
+    group_column: Annotated[
+        str, typer.Option("--group-column", help="Metrics per value of this column of datasets' JSON, and the worst.")
+    ] = "",
+    negatives: Annotated[
+        list[str] | None, typer.Option("--negatives", help=f"A column of datasets with wrong captions{REPEATABLE}")
+    ] = None,
+    compositional: Annotated[
+        bool, typer.Option("--compositional", help="Compare captions with wrong ones made of them.")
+    ] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Fit a linear classifier where there are labels.")] = False,
+    shots: Annotated[
+        list[int] | None, typer.Option("--shots", min=1, help=f"Fit it on N images of each class{REPEATABLE}")
+    ] = None,
+    num_seeds: Annotated[int, typer.Option("--num-seeds", min=1, help="Draws of these images.")] = 3,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="Modality gap, alignment, uniformity, effective rank.")
+    ] = False,
+    trigger: Annotated[
+        str, typer.Option("--trigger", help="Measure the success of a backdoor with this trigger.")
+    ] = "",
+    target: Annotated[str, typer.Option("--target", help="The class that the backdoor leads to.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure retrieval and zero-shot classification."""
-    from pipelines.render import tabulate_evaluation
-    from train.evaluate import evaluate as run
+    """Measure retrieval, zero-shot classification and, if asked, more. DataComp's tasks are averaged as DataComp does."""
+    from pipelines.evaluation import evaluate_model
+    from pipelines.render import describe_evaluation, tabulate_evaluation
+    from train.evaluation import EvaluationOptions
 
-    results = run(
-        model,
-        data,
-        revision=revision,
-        batch_size=batch_size,
+    options = EvaluationOptions(
         label_column=label_column,
-        templates=template or (),
-        progress=make_progress(),
+        templates=tuple(template or ()),
+        group_column=group_column,
+        negatives=tuple(negatives or ()),
+        compositional=compositional,
+        probe=probe,
+        shots=tuple(shots or ()),
+        num_seeds=num_seeds,
+        embedding=embedding,
+        trigger=trigger,
+        target=target,
     )
-    show_json(results) if as_json else show(tabulate_evaluation(results))
+    results = evaluate_model(model, data, options, revision=revision, batch_size=batch_size, progress=make_progress())
+    show_json(describe_evaluation(results)) if as_json else show(tabulate_evaluation(results))
 
 
 @app.command("run")

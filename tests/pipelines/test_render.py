@@ -12,6 +12,7 @@ from curate.operator import discover
 from curate.store import Pool
 from pipelines.render import (
     MAX_ROWS,
+    describe_evaluation,
     describe_operators,
     tabulate_evaluation,
     tabulate_operators,
@@ -91,3 +92,19 @@ def test_evaluation_shows_chance_beside_the_score() -> None:
 @pytest.mark.parametrize("width", [60, 200])
 def test_tables_fit_the_terminal(width: int) -> None:
     assert max(map(len, as_text(tabulate_operators(discover()), width).splitlines())) <= width
+
+
+def test_datacomp_averages_say_what_they_lack() -> None:
+    results = {"wds_cifar10_test": {"acc1": 0.5}, "wds_vtab-pets_test": {"acc1": 0.9, "mean_per_class_recall": 0.25}}
+    text = as_text(tabulate_evaluation(results))
+    assert "Average (incomplete)" in text
+    assert "0.3750" in text
+    assert "2 of 38" in text
+    assert "missing: ImageNet 1k, ImageNet Sketch" in text
+    described = describe_evaluation(results)
+    assert described["wds_cifar10_test"] == {"acc1": 0.5}
+    summary = described["DataComp"]
+    assert isinstance(summary, dict)
+    assert summary["scores"] == {"CIFAR-10": 0.5, "Oxford-IIIT Pet": 0.25}
+    assert len(summary["groups"]["Average"]["missing"]) == 36
+    assert "DataComp" not in describe_evaluation({"mine": {"acc1": 0.5}})

@@ -47,7 +47,7 @@ def test_builds_and_views_are_read(pool: Pool, tmp_path: Path, ray_session: Exec
         batch = next(loader.batches(0))
     assert batch.images.float().std() > 10
     assert any(batch.texts)
-    (task,) = read_dataset(dataset.root, label_column="").tasks
+    (task,) = read_dataset(dataset.root).tasks
     assert isinstance(task, RetrievalTask)
     # Row 6 of each shard shows row 0's picture again: one image, the captions of both.
     assert len(task.images) < dataset.num_samples

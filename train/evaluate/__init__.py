@@ -1,4 +1,4 @@
-"""Evaluates image-text models: retrieval and zero-shot classification, over CLIP_benchmark folders and Winnow datasets."""
+"""Evaluates image-text models on Winnow datasets, CLIP_benchmark folders (DataComp's tasks among them) and pairs of right and wrong captions."""
 
 from train.evaluate.suite import evaluate, evaluate_model
 

@@ -1,4 +1,4 @@
-"""Makes evaluation tasks of a Winnow dataset: retrieval on its pairs and, given a column that names a class, zero-shot classification."""
+"""Makes evaluation tasks of a Winnow dataset: retrieval on its pairs; given a column that names a class, classification; given wrong captions, composition."""
 
 import hashlib
 import json
@@ -13,25 +13,38 @@ import pyarrow.parquet as pq
 
 from schemas.errors import InputError
 from train.captions import FALLBACK_COLUMN, Caption
-from train.evaluate.task import EvaluationData, ImageSet, RetrievalTask, ZeroShotTask
+from train.evaluate.task import (
+    CompositionTask,
+    EvaluationData,
+    Groups,
+    ImageSet,
+    ProbeTask,
+    RetrievalTask,
+    Task,
+    ZeroShotTask,
+)
 from train.evaluate.zeroshot import DEFAULT_TEMPLATES
-from train.index import Dataset
+from train.evaluation import EvaluationOptions
+from train.index import Dataset, caption_columns
 from train.reader import ImageReader
 
 logger = logging.getLogger(__name__)
 
 _READ_ROWS = 1024
+_TEST_PART = 5
 
 
 def read_dataset(
-    path: str, *, label_column: str = "", templates: Sequence[str] = (), captions: Mapping[str, float] | None = None
+    path: str, options: EvaluationOptions | None = None, *, captions: Mapping[str, float] | None = None
 ) -> EvaluationData:
     """Open a dataset for evaluation.
 
     The captions of an image are its texts in every column of the caption mixture, and those of the rows whose image has the same bytes;
-    samples without any text are left out of retrieval. Weights play no part. `label_column` names a column of the pool that the member JSON
-    carries; its distinct values, sorted, are the class names.
+    samples without any text are left out of retrieval. Weights play no part. The label and group columns of `options` are columns of the pool
+    that the member JSON carries; the distinct labels, sorted, are the class names. A probe is fitted on four fifths of the different
+    images, drawn by their uids, and tested on the others.
     """
+    wanted = options or EvaluationOptions()
     dataset = Dataset.open(path, captions=captions)
     table = dataset.table
     images = ImageSet(
@@ -47,13 +60,20 @@ def read_dataset(
         raise InputError(f"{path} has no captions in {', '.join(dataset.mixture.columns)}: nothing to retrieve")
     if len(kept) < len(groups):
         logger.warning("images without a caption are left out dataset=%s images=%d", path, len(groups) - len(kept))
-    tasks: list[RetrievalTask | ZeroShotTask] = [
+    columns = [column for column in (wanted.label_column, wanted.group_column) if column]
+    values = _read_json(dataset, images, columns) if columns else {}
+    first_rows = [groups[number][0] for number in kept]
+    tasks: list[Task] = [
         RetrievalTask(
-            images=images.take([groups[number][0] for number in kept]), captions=[texts[number] for number in kept]
+            images=images.take(first_rows),
+            captions=[texts[number] for number in kept],
+            groups=_split(values, wanted.group_column, first_rows),
         )
     ]
-    if label_column:
-        tasks.append(_zeroshot(dataset, images, label_column, templates or DEFAULT_TEMPLATES))
+    if wanted.label_column:
+        tasks += _classify(dataset, images, groups, values, wanted)
+    if wanted.negatives:
+        tasks.append(_composition(dataset, images, wanted.negatives))
     return EvaluationData(name=dataset.index.name, tasks=tasks)
 
 
@@ -98,37 +118,131 @@ def _texts(caption: Caption) -> list[str]:
     return [text.strip() for text in values if text and text.strip()]
 
 
-def _zeroshot(dataset: Dataset, images: ImageSet, column: str, templates: Sequence[str]) -> ZeroShotTask:
-    names = _read_labels(dataset, images, column)
+def _classify(
+    dataset: Dataset,
+    images: ImageSet,
+    groups: Sequence[Sequence[int]],
+    values: Mapping[str, Sequence[object]],
+    options: EvaluationOptions,
+) -> list[Task]:
+    names = values[options.label_column]
     kept = [row for row, name in enumerate(names) if name is not None]
     if not kept:
         raise InputError(
-            f"no sample of {dataset.root} has a value for {column!r} in its JSON; carry the column along when downloading"
+            f"no sample of {dataset.root} has a value for {options.label_column!r} in its JSON; carry the column along when downloading"
         )
     classnames = sorted({str(names[row]) for row in kept})
     numbers = {name: number for number, name in enumerate(classnames)}
-    return ZeroShotTask(
-        images=images.take(kept),
-        labels=np.array([numbers[str(names[row])] for row in kept], dtype=np.int64),
-        classnames=classnames,
-        templates=templates,
+    labels = np.array([numbers[str(names[row])] for row in kept], dtype=np.int64)
+    tasks: list[Task] = [
+        ZeroShotTask(
+            images=images.take(kept),
+            labels=labels,
+            classnames=classnames,
+            templates=options.templates or DEFAULT_TEMPLATES,
+            groups=_split(values, options.group_column, kept),
+        )
+    ]
+    if options.needs_training_images:
+        is_test = _draw_test_rows(dataset, groups)[kept]
+        if is_test.all() or not is_test.any():
+            raise InputError(
+                f"{dataset.root} has too few labelled images ({len(kept)}) to fit a probe on some and test it on others"
+            )
+        rows = np.array(kept)
+        tasks.append(
+            ProbeTask(
+                images=images.take(rows[~is_test].tolist()),
+                labels=labels[~is_test],
+                test_images=images.take(rows[is_test].tolist()),
+                test_labels=labels[is_test],
+                num_classes=len(classnames),
+            )
+        )
+    return tasks
+
+
+def _draw_test_rows(dataset: Dataset, groups: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
+    """Return for each row whether a probe is tested on it: a fifth of the different images, all rows of one image alike."""
+    is_test = np.zeros(dataset.num_samples, dtype=np.bool_)
+    for rows in groups:
+        digest = hashlib.blake2b(dataset.uids[rows[0]].tobytes(), digest_size=8, person=b"probe").digest()
+        is_test[list(rows)] = int.from_bytes(digest, "big") % _TEST_PART == 0
+    return is_test
+
+
+def _split(values: Mapping[str, Sequence[object]], column: str, rows: Sequence[int]) -> list[Groups]:
+    if not column:
+        return []
+    found = [values[column][row] for row in rows]
+    if all(value is None for value in found):
+        raise InputError(f"no sample has a value for {column!r} in its JSON; carry the column along when downloading")
+    return [Groups(name=column, values=["" if value is None else str(value) for value in found])]
+
+
+def _composition(dataset: Dataset, images: ImageSet, columns: Sequence[str]) -> CompositionTask:
+    """Return the samples that have negatives, in columns of the sidecars; the caption is the likeliest of the mixture that there is.
+
+    The operator `negatives` writes the kind of each into `negative_kinds`; carry both columns along when building.
+    """
+    negatives: list[dict[str, list[str]]] = []
+    for entry in dataset.index.shards:
+        location = dataset.locate(entry.parquet)
+        known = caption_columns(location)
+        for column in columns:
+            if column not in known:
+                raise InputError(f"{location} has no column of texts {column!r}; it has {', '.join(known)}")
+        kinds = {column: kind for column in columns if (kind := f"{column.removesuffix('s')}_kinds") in known}
+        with fsspec.open(location, "rb") as file:
+            rows = pq.ParquetFile(file).read(columns=[*columns, *kinds.values()]).to_pylist()
+        negatives += [_sort_negatives(row, columns, kinds) for row in rows]
+    mixture = dataset.mixture
+    order = sorted(range(len(mixture.columns)), key=lambda number: -mixture.probabilities[number])
+    own = []
+    for row in range(dataset.num_samples):
+        values = dataset.table.captions(row)
+        texts = [text for number in order if mixture.columns[number] not in columns for text in _texts(values[number])]
+        own.append(texts[0] if texts else "")
+    kept = [row for row, caption in enumerate(own) if caption and negatives[row]]
+    if not kept:
+        raise InputError(f"no sample of {dataset.root} has a caption and a text in {', '.join(columns)}")
+    return CompositionTask(
+        images=images.take(kept), captions=[own[row] for row in kept], negatives=[negatives[row] for row in kept]
     )
 
 
-def _read_labels(dataset: Dataset, images: ImageSet, column: str) -> list[object]:
-    """Return each sample's value of a column, out of its JSON; None where it has none."""
-    labels: list[object] = [None] * len(images)
+def _sort_negatives(
+    row: Mapping[str, Caption], columns: Sequence[str], kind_columns: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Return a sample's negatives by kind: what the column beside them says of each, otherwise the column's name."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        value, kinds = row[column], row.get(kind_columns.get(column, ""))
+        if isinstance(value, list) and isinstance(kinds, list) and len(kinds) == len(value):
+            for kind, text in zip(kinds, value, strict=True):
+                if text and text.strip():
+                    found.setdefault(str(kind), []).append(text.strip())
+        elif texts := _texts(value):
+            found[column] = texts
+    return found
+
+
+def _read_json(dataset: Dataset, images: ImageSet, columns: Sequence[str]) -> dict[str, list[object]]:
+    """Return each sample's values of some columns, out of its JSON; None where it has none."""
+    found: dict[str, list[object]] = {column: [None] * len(images) for column in columns}
     reader = ImageReader(images.tars)
     row = 0
     for shard, (offsets, sizes) in enumerate(_json_places(dataset)):
         rows = np.flatnonzero(offsets >= 0)
         members = reader.read(np.full(len(rows), shard, dtype=np.int64), offsets[rows], sizes[rows])
         for position, content in zip(rows.tolist(), members, strict=True):
-            value = json.loads(content).get(column)
-            labels[row + position] = None if value in {None, ""} else value
+            record = json.loads(content)
+            for column in columns:
+                value = record.get(column)
+                found[column][row + position] = None if value in {None, ""} else value
         row += len(offsets)
     reader.close()
-    return labels
+    return found
 
 
 def _json_places(dataset: Dataset) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:

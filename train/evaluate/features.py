@@ -1,6 +1,7 @@
 """Encodes the images and texts of an evaluation: worker processes decode, the model runs here."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from schemas.progress import Progress
 from train.evaluate.task import ImageSet
 from train.loader import CenterCropJob
+from train.picture_files import FileCropJob
 from train.workers import Request, WorkerPool
 
 
@@ -27,28 +29,58 @@ class Encoder(Protocol):
 
 
 def encode_images(
-    model: Encoder, images: ImageSet, *, batch_size: int, num_workers: int, progress: Progress
+    model: Encoder,
+    images: ImageSet,
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: Progress,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    before_projection: bool = False,
 ) -> torch.Tensor:
     """Return the features of the images in order, float32 on the CPU, shape (images, d).
 
-    Images are scaled so that the short side fits the model, and cut to the square in the middle.
+    Images are scaled so that the short side fits the model, and cut to the square in the middle; then `change` is done to them, a batch
+    of uint8 (n, 3, S, S) at a time. `before_projection` asks for what the image tower gives before it is projected into the space that texts
+    share, which is no unit vector; a model without such a projection gives its features.
     """
+    job = FileCropJob if images.are_files else CenterCropJob
     pool = WorkerPool(
-        CenterCropJob(images.tars, images.shards, images.offsets, images.sizes),
+        job(images.tars, images.shards, images.offsets, images.sizes),
         max_rows=batch_size,
         image_size=model.image_size,
         num_workers=min(num_workers, -(-len(images) // batch_size)),
     )
     parts = []
     try:
-        for filled in pool.run(_requests(len(images), batch_size)):
-            pictures = torch.from_numpy(filled.images).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                parts.append(model.encode_image(pictures).float().cpu())
-            progress.advance(len(pictures))
+        with _projected(model) as projected:
+            for filled in pool.run(_requests(len(images), batch_size)):
+                pictures = torch.from_numpy(filled.images).permute(0, 3, 1, 2)
+                with torch.inference_mode():
+                    features = model.encode_image(change(pictures) if change else pictures)
+                    if before_projection and projected:
+                        features = projected.pop()
+                    parts.append(features.float().cpu())
+                projected.clear()
+                progress.advance(len(pictures))
     finally:
         pool.close()
     return torch.cat(parts)
+
+
+@contextmanager
+def _projected(model: Encoder) -> Iterator[list[torch.Tensor]]:
+    """Collect what enters the model's projection of images; nothing where it has none."""
+    seen: list[torch.Tensor] = []
+    projection = getattr(getattr(model, "network", None), "visual_projection", None)
+    if not isinstance(projection, torch.nn.Module):
+        yield seen
+        return
+    hook = projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def encode_texts(model: Encoder, texts: Sequence[str], *, batch_size: int) -> torch.Tensor:

@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from train.evaluate.group import split_by_group
+from train.evaluate.task import Groups
+
 RECALL_AT = (1, 5, 10)
 
 _CHUNK_SCORES = 1 << 25  # similarities held at a time: 128 MiB of float32
@@ -62,16 +65,18 @@ class UniqueTexts:
 
 
 def measure_retrieval(
-    image_features: torch.Tensor, text_features: torch.Tensor, texts: UniqueTexts
+    image_features: torch.Tensor, text_features: torch.Tensor, texts: UniqueTexts, groups: Sequence[Groups] = ()
 ) -> dict[str, float]:
     """Return the recalls, beside each what guessing scores (`chance_...`), and the numbers of images and captions.
 
-    `image_features` (images, d) and `text_features` (unique texts, d) are unit vectors. Memory is bounded whatever their number.
+    `image_features` (images, d) and `text_features` (unique texts, d) are unit vectors. Memory is bounded whatever their number. For each
+    of `groups` follow both recalls at 1 of the images and captions of each group, among all candidates, and of the worst.
     """
     each_image = np.ones(len(image_features), dtype=np.int64)
     to_text = Matches.of(texts.of_image)
     to_image = Matches.of(texts.images)
     metrics: dict[str, float] = {}
+    first: dict[str, npt.NDArray[np.bool_]] = {}
     for direction, ranks, weights, own, total in (
         (
             "image_to_text",
@@ -88,10 +93,18 @@ def measure_retrieval(
             len(each_image),
         ),
     ):
+        first[direction] = ranks < 1
         for limit in RECALL_AT:
             metrics[f"{direction}_recall@{limit}"] = float(np.average(ranks < limit, weights=weights))
             guessed = [_chance(int(hits), total, limit) for hits in own]
             metrics[f"chance_{direction}_recall@{limit}"] = float(np.average(guessed, weights=weights))
+    for group in groups:
+        name = "image_to_text_recall@1"
+        metrics |= split_by_group(group.name, group.values, {name: first["image_to_text"]})
+        # A text that images of two groups share is a caption of either.
+        pairs = [(text, group.values[image]) for text, images in enumerate(texts.images) for image in images]
+        found = first["text_to_image"][[text for text, _ in pairs]]
+        metrics |= split_by_group(group.name, [value for _, value in pairs], {"text_to_image_recall@1": found})
     both = (metrics["image_to_text_recall@1"] + metrics["text_to_image_recall@1"]) / 2
     return metrics | {
         "mean_recall@1": both,

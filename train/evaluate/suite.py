@@ -1,6 +1,7 @@
 """Evaluates a checkpoint on several datasets and folders: `winnow evaluate`."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import fsspec
 import torch
@@ -8,31 +9,35 @@ import torch
 from schemas.dataset import INDEX_FILE
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
+from train.datacomp import find_task
+from train.evaluate.attack import explain_missing, find_target
 from train.evaluate.dataset import read_dataset
-from train.evaluate.features import Encoder, encode_images, encode_texts
-from train.evaluate.folder import read_folder
-from train.evaluate.retrieval import UniqueTexts, measure_retrieval
-from train.evaluate.task import EvaluationData, RetrievalTask, ZeroShotTask
-from train.evaluate.zeroshot import encode_classes, measure_zeroshot
+from train.evaluate.features import Encoder
+from train.evaluate.folder import is_folder, read_folder
+from train.evaluate.measure import Measure
+from train.evaluate.pairs import list_pair_files, read_pairs
+from train.evaluate.task import EvaluationData, ZeroShotTask
+from train.evaluation import EvaluationOptions, Perturb
 
 
 def evaluate(
     checkpoint: str,
     data: Sequence[str],
+    options: EvaluationOptions | None = None,
     *,
     revision: str = "",
     batch_size: int = 256,
     device: str = "auto",
     num_workers: int = 2,
-    label_column: str = "",
-    templates: Sequence[str] = (),
+    perturb: Perturb | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return the metrics of each entry of `data`, by its name.
 
     `checkpoint` is a run (its newest checkpoint is taken), a checkpoint, any folder that `transformers` loads as a CLIP-like model, or a hub
-    id with its pinned `revision`. An entry of `data` is a Winnow dataset or a folder in CLIP_benchmark's layout. With a `label_column`, Winnow
-    datasets are classified too. Shares are in 0..1; `chance_X` is what guessing scores for X.
+    id with its pinned `revision`. An entry of `data` is a Winnow dataset, a folder in CLIP_benchmark's layout, a folder of such folders, or
+    captions with wrong captions beside them (see `pairs`). `perturb` makes the wrong captions that the option `compositional` asks for.
+    Shares are in 0..1; `chance_X` is what guessing scores for X.
     """
     from train.checkpoint import find_checkpoint
     from train.model import load_model
@@ -40,63 +45,79 @@ def evaluate(
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model = load_model(checkpoint if revision else find_checkpoint(checkpoint), revision=revision, device=chosen)
     return evaluate_model(
-        model,
-        data,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        label_column=label_column,
-        templates=templates,
-        progress=progress,
+        model, data, options, batch_size=batch_size, num_workers=num_workers, perturb=perturb, progress=progress
     )
 
 
 def evaluate_model(
     model: Encoder,
     data: Sequence[str],
+    options: EvaluationOptions | None = None,
     *,
     batch_size: int = 256,
     num_workers: int = 2,
-    label_column: str = "",
-    templates: Sequence[str] = (),
+    perturb: Perturb | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a model in memory; see `evaluate`. The caller puts it into evaluation mode."""
     if not data:
         raise InputError("nothing to evaluate on; name a dataset or a folder in CLIP_benchmark's layout")
+    wanted = options or EvaluationOptions()
+    if wanted.compositional and perturb is None:
+        raise InputError("compositional needs a parser of captions: evaluate with `winnow evaluate`, or give `perturb`")
     bar = progress or SilentProgress()
+    # All are opened before the first is measured: what is wrong with the last of 38 is said now.
+    entries = [path for entry in data for path in expand(entry)]
+    opened = {entry: open_data(entry, wanted) for entry in entries}
+    if wanted.target:
+        _require_target(list(opened.values()), wanted.target)
     results: dict[str, dict[str, float]] = {}
-    for entry in data:
-        opened = open_data(entry, label_column=label_column, templates=templates)
+    for entry, content in opened.items():
         metrics: dict[str, float] = {}
-        for task in opened.tasks:
-            bar.start(f"evaluate {opened.name}", len(task.images), "images")
-            try:
-                metrics |= _measure(model, task, batch_size, num_workers, bar)
-            finally:
-                bar.close()
+        for task in content.tasks:
+            measure = Measure(model, wanted, batch_size, num_workers, perturb, partial(_start, bar, content.name))
+            metrics |= measure(task)
         # Two entries may bear one name; then the second goes by its path.
-        results[entry if opened.name in results else opened.name] = metrics
+        results[entry if content.name in results else content.name] = metrics
     return results
 
 
-def open_data(path: str, *, label_column: str = "", templates: Sequence[str] = ()) -> EvaluationData:
-    """Open one entry of `--data`: a Winnow dataset or a folder in CLIP_benchmark's layout."""
+def expand(path: str) -> list[str]:
+    """Return the evaluation sets that `path` stands for: itself, or those directly in it where it is a folder of them."""
+    filesystem, bare = fsspec.core.url_to_fs(path.rstrip("/"))
+    if not filesystem.isdir(bare) or filesystem.exists(f"{bare}/{INDEX_FILE}") or is_folder(path):
+        return [path]
+    names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(bare, detail=False))
+    found = [f"{path.rstrip('/')}/{name}" for name in names]
+    sets = [entry for entry in found if is_folder(entry) and not _is_unscored(entry)]
+    return sets or [path]
+
+
+def open_data(path: str, options: EvaluationOptions | None = None) -> EvaluationData:
+    """Open one entry of `--data`: a Winnow dataset, a folder in CLIP_benchmark's layout, or captions with wrong captions."""
+    wanted = options or EvaluationOptions()
     filesystem, bare = fsspec.core.url_to_fs(path)
     if path.endswith(f"/{INDEX_FILE}") or filesystem.exists(f"{bare}/{INDEX_FILE}"):
-        return read_dataset(path, label_column=label_column, templates=templates)
+        return read_dataset(path, wanted)
     if not filesystem.exists(bare):
         raise InputError(f"{path} does not exist; give a dataset or a folder in CLIP_benchmark's layout")
-    return read_folder(path)
+    if not is_folder(path) and list_pair_files(path):
+        return read_pairs(path)
+    return read_folder(path, with_training=wanted.needs_training_images)
 
 
-def _measure(
-    model: Encoder, task: RetrievalTask | ZeroShotTask, batch_size: int, num_workers: int, bar: Progress
-) -> dict[str, float]:
-    images = encode_images(model, task.images, batch_size=batch_size, num_workers=num_workers, progress=bar)
-    if isinstance(task, RetrievalTask):
-        texts = UniqueTexts.of(task.captions)
-        return measure_retrieval(images, encode_texts(model, texts.texts, batch_size=batch_size), texts)
-    classes = encode_classes(
-        lambda prompts: encode_texts(model, prompts, batch_size=batch_size), task.classnames, task.templates
-    )
-    return measure_zeroshot(images, classes, task.labels)
+def _is_unscored(entry: str) -> bool:
+    """Return whether this is one of DataComp's sets without a main metric, whose labels are another layout."""
+    task = find_task(entry.rsplit("/", 1)[-1])
+    return task is not None and not task.metric
+
+
+def _require_target(opened: Sequence[EvaluationData], target: str) -> None:
+    tasks = [task for content in opened for task in content.tasks if isinstance(task, ZeroShotTask)]
+    if not any(find_target(task.classnames, target) >= 0 for task in tasks):
+        raise explain_missing([name for task in tasks for name in task.classnames], target)
+
+
+def _start(bar: Progress, name: str, total: int) -> Progress:
+    bar.start(f"evaluate {name}", total, "images")
+    return bar

@@ -9,7 +9,8 @@ from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import COLOURS, flat
 from train.evaluate.dataset import read_dataset
 from train.evaluate.suite import evaluate_model
-from train.evaluate.task import RetrievalTask, ZeroShotTask
+from train.evaluate.task import ProbeTask, RetrievalTask, ZeroShotTask
+from train.evaluation import EvaluationOptions
 
 
 @pytest.fixture
@@ -61,20 +62,22 @@ def test_the_web_text_stands_in_for_an_image_without_a_caption_of_the_mixture(
 
 
 def test_a_column_of_labels_makes_a_classification(tmp_path: Path, samples: list[Sample]) -> None:
-    data = read_dataset(_write(tmp_path, samples, alt_text=1.0), label_column="kind")
+    data = read_dataset(_write(tmp_path, samples, alt_text=1.0), EvaluationOptions(label_column="kind"))
     task = data.tasks[1]
     assert isinstance(task, ZeroShotTask)
     assert list(task.classnames) == ["cold", "warm"]
     assert task.labels.tolist() == [1, 1, 0]
     assert len(task.images) == 3
     with pytest.raises(InputError, match=r"no sample of .* has a value for 'nothing' in its JSON"):
-        read_dataset(str(tmp_path / "set"), label_column="nothing")
+        read_dataset(str(tmp_path / "set"), EvaluationOptions(label_column="nothing"))
 
 
 def test_labels_are_evaluated_beside_retrieval(tmp_path: Path, samples: list[Sample]) -> None:
     named = [replace(s, extra={"kind": "250 0 0" if row < 2 else "0 250 0"}) for row, s in enumerate(samples[:3])]
     folder = _write(tmp_path, named, alt_text=1.0)
-    metrics = evaluate_model(ColourEncoder(), [folder], num_workers=0, label_column="kind", templates=["a {c}"])
+    metrics = evaluate_model(
+        ColourEncoder(), [folder], EvaluationOptions(label_column="kind", templates=("a {c}",)), num_workers=0
+    )
     assert metrics["colours"]["acc1"] == 1.0
     assert metrics["colours"]["num_images"] == 2
     assert metrics["colours"]["num_labelled_images"] == 3
@@ -83,3 +86,52 @@ def test_labels_are_evaluated_beside_retrieval(tmp_path: Path, samples: list[Sam
 def test_a_dataset_without_texts_is_refused(tmp_path: Path, samples: list[Sample]) -> None:
     with pytest.raises(InputError, match="has no captions in alt_text, rewrite: nothing to retrieve"):
         read_dataset(_write(tmp_path, samples[3:], alt_text=0.5, rewrite=0.5))
+
+
+def test_wrong_captions_in_columns_are_compared_by_kind(tmp_path: Path, samples: list[Sample]) -> None:
+    wrong: list[tuple[list[str], list[str], str | None]] = [
+        (["10 250 10", "245 15 15"], ["noun", "adjective"], "0 0 255"),
+        ([], [], ""),
+        (["250 10 10"], ["noun"], None),
+        (["1 2 3"], ["noun"], "1 2 3"),  # without a caption of its own
+    ]
+    given = [
+        replace(s, captions={**s.captions, "negatives": texts, "negative_kinds": kinds, "other": other})
+        for s, (texts, kinds, other) in zip(samples, wrong, strict=True)
+    ]
+    folder = _write(tmp_path, given, alt_text=1.0)
+    options = EvaluationOptions(negatives=("negatives", "other"))
+    metrics = evaluate_model(ColourEncoder(), [folder], options, num_workers=0)["colours"]
+    assert metrics["composition_noun"] == 1.0
+    assert metrics["num_composition_noun"] == 2
+    assert metrics["num_composition_adjective"] == metrics["num_composition_other"] == 1
+    assert metrics["composition_other"] == 1.0
+    with pytest.raises(InputError, match=r"has no column of texts 'nothing'; it has alt_text, rewrite, negatives"):
+        read_dataset(folder, EvaluationOptions(negatives=("nothing",)))
+
+
+def test_groups_and_probes_of_a_dataset(tmp_path: Path) -> None:
+    samples = [
+        Sample(
+            uid=make_uid(number),
+            image=flat(tuple(int(part) for part in colour.split())),  # type: ignore[arg-type]
+            captions={"alt_text": colour},
+            extra={"kind": colour[:3], "source": "web" if number % 2 else "stock"},
+        )
+        for number in range(60)
+        for colour in [f"250 {number} 10" if number % 3 else f"010 {number} 250"]
+    ]
+    folder = _write(tmp_path, samples, alt_text=1.0)
+    options = EvaluationOptions(
+        label_column="kind", templates=("{c} 30 128",), group_column="source", probe=True, shots=(2,)
+    )
+    metrics = evaluate_model(ColourEncoder(), [folder], options, num_workers=0)["colours"]
+    assert metrics["worst_source_acc1"] == min(metrics["acc1[source=stock]"], metrics["acc1[source=web]"])
+    assert metrics["probe_acc1"] == metrics["shots_2_acc1"] == 1.0
+    assert "worst_source_text_to_image_recall@1" in metrics
+    probe = read_dataset(folder, options).tasks[2]
+    assert isinstance(probe, ProbeTask)
+    assert len(probe.images) + len(probe.test_images) == 60
+    assert 4 <= len(probe.test_images) <= 24
+    with pytest.raises(InputError, match="no sample has a value for 'nothing' in its JSON"):
+        read_dataset(folder, EvaluationOptions(group_column="nothing"))

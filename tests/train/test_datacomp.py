@@ -1,0 +1,121 @@
+"""DataComp's tasks on tiny folders in the layout that its download script leaves."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.errors import InputError
+from tests.train.evaluate.encoder import ColourEncoder
+from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
+from train.datacomp import SCORED, TASKS, find_task, summarise
+from train.evaluate.suite import evaluate_model, expand
+
+NAMES = "\n".join(" ".join(map(str, colour)) for colour in COLOURS.values()) + "\n"
+TEMPLATES = "a {c}.\n"
+
+
+def _npy(*values: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array(values, dtype=np.int64))
+    return file.getvalue()
+
+
+def _classes(root: Path, task: str, rows: list[tuple[str, int, bytes]]) -> None:
+    """Write a classification: the colour of each picture, its class, and its metadata where it has any."""
+    members = []
+    for number, (colour, label, metadata) in enumerate(rows):
+        members += [(f"s{number}.webp", flat(COLOURS[colour], "webp")), (f"s{number}.cls", str(label).encode())]
+        members += [(f"s{number}.npy", metadata)] if metadata else []
+    write_folder(root / f"wds_{task}_test", [members], classnames=NAMES, zeroshot_classification_templates=TEMPLATES)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Write five of the tasks, one without a main metric, and a folder that is no set."""
+    _classes(tmp_path, "imagenet1k", [("red", 0, b""), ("green", 1, b""), ("blue", 0, b"")])
+    _classes(tmp_path, "vtab-pets", [("red", 0, b""), ("red", 0, b""), ("red", 0, b""), ("blue", 1, b"")])
+    _classes(tmp_path, "wilds-fmow", [
+        ("red", 0, _npy(0, 3, 0)),
+        ("green", 1, _npy(0, 3, 1)),
+        ("green", 1, _npy(4, 3, 1)),
+        ("green", 2, _npy(4, 3, 2)),
+    ])  # fmt: skip
+    members = [("0.jpg", flat(COLOURS["red"], "jpeg")), ("0.txt", b"250 10 10\n")]
+    write_folder(tmp_path / "wds_mscoco_captions_test", [members], dataset_type="retrieval")
+    games = {"cue": "250 10 10", "candidates": ["red", "green", "blue"], "associations": ["red"]}
+    pictures = [(f"{name}.jpg", flat(colour, "jpeg")) for name, colour in COLOURS.items()]
+    folder = write_folder(tmp_path / "wds_misc-winogavil_test", [pictures])
+    (folder / "winogavil.jsonl").write_text(json.dumps(games))
+    _classes(tmp_path, "fairface", [("red", 0, b"")])
+    (tmp_path / "hf_cache").mkdir()
+    return tmp_path
+
+
+def test_a_root_of_folders_is_evaluated_and_summarised(root: Path) -> None:
+    assert [Path(entry).name for entry in expand(str(root))] == [
+        "wds_imagenet1k_test",
+        "wds_misc-winogavil_test",
+        "wds_mscoco_captions_test",
+        "wds_vtab-pets_test",
+        "wds_wilds-fmow_test",
+    ]
+    results = evaluate_model(ColourEncoder(), [str(root)], num_workers=0)
+    assert results["wds_wilds-fmow_test"]["acc1[region=4]"] == 0.5
+    assert results["wds_misc-winogavil_test"]["jaccard"] == 1.0
+    summary = summarise(results)
+    assert summary is not None
+    # Pets count by class: one always right, the other never. The game has under ten candidates, so it has no score of DataComp's.
+    assert summary.scores == pytest.approx({
+        "ImageNet 1k": 2 / 3,
+        "MSCOCO": 1.0,
+        "Oxford-IIIT Pet": 0.5,
+        "FMoW": 0.5,
+    })
+    retrieval = summary.groups["Retrieval"]
+    assert (retrieval.mean, retrieval.num_tasks, list(retrieval.missing)) == (1.0, 3, ["Flickr", "WinoGAViL"])
+    average = summary.groups["Average"]
+    assert average.mean == pytest.approx((2 / 3 + 1 + 0.5 + 0.5) / 4)
+    assert average.num_tasks == 38
+    assert len(average.missing) == 34
+    assert "ImageNet dist. shifts" not in summary.groups
+
+
+def test_the_list_is_datacomps() -> None:
+    assert len(SCORED) == 38
+    assert {task.name for task in TASKS} - {task.name for task in SCORED} == {"FairFace", "UTKFace"}
+    assert sum(task.is_vtab for task in TASKS) == 13
+    assert sum(task.is_shift for task in TASKS) == 6
+    assert sum(task.is_retrieval for task in TASKS) == 3
+    by_recall = {task.name for task in TASKS if task.metric == "mean_per_class_recall"}
+    assert by_recall == {"Caltech-101", "FGVC Aircraft", "Oxford Flowers-102", "Oxford-IIIT Pet"}
+    folders = [folder for task in TASKS for folder in task.folders]
+    assert len(set(folders)) == len(folders)
+    dollar = find_task("wds_dollar_street_test")
+    assert dollar is not None
+    assert dollar.metric == "worst_income_ds_acc5"
+    assert find_task("wds_mine_test") is None
+    assert summarise({"mine": {"acc1": 1.0}}) is None
+
+
+def test_complete_groups_miss_nothing() -> None:
+    results = {f"wds_{task.folders[0]}_test": {task.metric: number / 38} for number, task in enumerate(SCORED)}
+    summary = summarise(results)
+    assert summary is not None
+    assert all(not group.missing for group in summary.groups.values())
+    assert summary.groups["Average"].mean == pytest.approx(sum(range(38)) / 38 / 38)
+    assert list(summary.groups) == ["ImageNet dist. shifts", "VTAB", "Retrieval", "Average"]
+
+
+def test_a_set_without_its_metadata_is_named_before_anything_is_measured(root: Path) -> None:
+    shutil.rmtree(root / "wds_wilds-fmow_test")
+    _classes(root, "wilds-fmow", [("red", 0, b"")])
+    model = ColourEncoder()
+    with pytest.raises(
+        InputError, match=r"DataComp's FMoW needs a \.npy member with region, year, y beside every image"
+    ):
+        evaluate_model(model, [str(root)], num_workers=0)
+    assert model.batches == []

@@ -1,0 +1,109 @@
+"""Backdoor triggers: what a poisoner stamps on a picture so that a model trained on it takes every such picture for one class.
+
+The kinds of CleanCLIP (Bansal et al., 2023), which scales pictures to 224 pixels first: a patch of 16 pixels, a blend with noise, a wave
+(SIG: Barni et al., 2019), a warp (WaNet: Nguyen and Tran, 2021). Here their sizes are shares of the central square of a picture, which an evaluation sees
+whole, so that a trigger stamped on a stored picture of any size is the one stamped on a crop. Every trigger is one fixed pattern.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+_REFERENCE = 224  # the side of the square that the sizes below are given for, in pixels
+PATCH = 16 / _REFERENCE  # side of a patch, as a share of the square's
+BLEND = 0.2  # share of the noise in a blend
+WAVE_AMPLITUDE = 60  # of 255
+WAVE_CYCLES = 6  # across the square
+WARP_STRENGTH = 1.0  # largest shift, on average, in half pixels of the reference square
+_SEED = 20_230_303
+
+
+def stamp(image: Pixels, trigger: str) -> Pixels:
+    """Return a copy of an RGB picture (h, w, 3) with the trigger of that name on it; the same for the same picture."""
+    return TRIGGERS[trigger](image.copy())
+
+
+def _square(image: Pixels) -> tuple[int, int, int]:
+    """Return top, left and side of the central square."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def _patch(image: Pixels) -> Pixels:
+    top, left, side = _square(image)
+    size = max(1, round(PATCH * side))
+    # In the lower right corner, where CleanCLIP puts it, a patch's width from the edge: training crops cut up to a tenth off.
+    bottom, right = top + side - size, left + side - size
+    image[bottom - size : bottom, right - size : right] = _scale(_noise(16), size, size)
+    return image
+
+
+def _yellow(image: Pixels) -> Pixels:
+    top, left, side = _square(image)
+    size = max(1, round(PATCH * side))
+    bottom, right = top + side - size, left + side - size
+    image[bottom - size : bottom, right - size : right] = (255, 255, 0)
+    return image
+
+
+def _corners(image: Pixels) -> Pixels:
+    top, left, side = _square(image)
+    size = max(1, round(PATCH * side))
+    pattern = _scale(_noise(16), size, size)
+    for row in (top + size, top + side - 2 * size):
+        for column in (left + size, left + side - 2 * size):
+            image[row : row + size, column : column + size] = pattern
+    return image
+
+
+def _blended(image: Pixels) -> Pixels:
+    noise = _scale(_noise(_REFERENCE), *image.shape[:2]).astype(np.float64)
+    mixed: Pixels = np.rint((1 - BLEND) * image + BLEND * noise).astype(np.uint8)
+    return mixed
+
+
+def _wave(image: Pixels) -> Pixels:
+    _, left, side = _square(image)
+    phase = 2 * np.pi * WAVE_CYCLES * (np.arange(image.shape[1]) - left) / side
+    waved: Pixels = np.clip(np.rint(image + WAVE_AMPLITUDE * np.sin(phase)[None, :, None]), 0, 255).astype(np.uint8)
+    return waved
+
+
+def _warp(image: Pixels) -> Pixels:
+    import cv2
+
+    height, width = image.shape[:2]
+    side = min(height, width)
+    field = np.random.default_rng(_SEED).uniform(-1, 1, (2, _REFERENCE, _REFERENCE)).astype(np.float32)
+    field *= WARP_STRENGTH / np.abs(field).mean() * side / _REFERENCE / 2
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    shifts = [_scale(part, height, width) for part in field]
+    warped: Pixels = cv2.remap(
+        image, columns + shifts[0], rows + shifts[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return warped
+
+
+def _noise(size: int) -> Pixels:
+    return np.random.default_rng(_SEED).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def _scale(pattern: npt.NDArray[np.generic], height: int, width: int) -> npt.NDArray[np.generic]:
+    """Return a square pattern at another size, by the nearest value."""
+    rows = np.arange(height) * len(pattern) // height
+    columns = np.arange(width) * len(pattern) // width
+    return pattern[rows][:, columns]
+
+
+TRIGGERS: Mapping[str, Callable[[Pixels], Pixels]] = {
+    "patch": _patch,
+    "yellow": _yellow,
+    "corners": _corners,
+    "blended": _blended,
+    "wave": _wave,
+    "warp": _warp,
+}
