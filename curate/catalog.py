@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.alignment import Aligner, LabelFiles, annotate_command, read_footers, shard_header
-from curate.expression import References, Tree, find_references, replace_table
+from curate.expression import References, Tree, find_references, quote_name, quote_text, replace_table
 from curate.store import Pool
 from schemas.annotation import UID_COLUMN
 from schemas.errors import InputError, MissingColumnsError
@@ -141,7 +141,10 @@ class Catalog:
         labels = [label for label in self.labels if any(source[0] == label for source in sources.values())]
         self.require_complete(labels)
         columns = [f"{SAMPLES}.{name}" for name in ("shard", "row", UID_COLUMN)]
-        columns += [f"{_quote(table)}.{_quote(column)} AS {_quote(name)}" for name, (table, column) in sources.items()]
+        columns += [
+            f"{quote_name(table)}.{quote_name(column)} AS {quote_name(name)}"
+            for name, (table, column) in sources.items()
+        ]
         return self._bind(f"SELECT {', '.join(columns)} FROM {self.source(labels)}")
 
     def source(self, labels: Iterable[str], first: int = 0, last: int | None = None) -> str:
@@ -150,7 +153,7 @@ class Catalog:
         parts = [f"({self._samples_query(first, end, self.connection)}) AS {SAMPLES}"]
         for label in labels:
             paths = self.files(label).paths[first:end]
-            parts.append(f"(SELECT * EXCLUDE ({UID_COLUMN}) FROM {_read_parquet(paths)}) AS {_quote(label)}")
+            parts.append(f"(SELECT * EXCLUDE ({UID_COLUMN}) FROM {_read_parquet(paths)}) AS {quote_name(label)}")
         return " POSITIONAL JOIN ".join(parts)
 
     def used_labels(self, references: Iterable[References]) -> list[str]:
@@ -221,7 +224,7 @@ class Catalog:
         """Return DuckDB's name of a column's type: "VARCHAR", "VARCHAR[]", "FLOAT"."""
         with self.translate():
             source = self.source([] if table == SAMPLES else [table], 0, 1)
-            relation = self.connection.sql(f"SELECT {_quote(table)}.{_quote(column)} FROM {source}")
+            relation = self.connection.sql(f"SELECT {quote_name(table)}.{quote_name(column)} FROM {source}")
         return str(relation.types[0])
 
     def expand(self, expression: str) -> str:
@@ -241,7 +244,7 @@ class Catalog:
         ranges = list(self._ranges())
         parts = [f"SELECT {', '.join(columns)} FROM {self.source(labels, first, last)}" for first, last in ranges]
         with self.translate():
-            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {_quote(table)} AS {' UNION ALL '.join(parts)}")
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {quote_name(table)} AS {' UNION ALL '.join(parts)}")
 
     @contextmanager
     def translate(self, place: str = "") -> Iterator[None]:
@@ -315,7 +318,9 @@ class Catalog:
         return None
 
     def _expand_pool(self, tree: Tree, labels: Sequence[str]) -> str:
-        joined = "".join(f" POSITIONAL JOIN {_JOINED_SCHEMA}.{_quote(label)} AS {_quote(label)}" for label in labels)
+        joined = "".join(
+            f" POSITIONAL JOIN {_JOINED_SCHEMA}.{quote_name(label)} AS {quote_name(label)}" for label in labels
+        )
         table = self._parse(f"SELECT * FROM ({SAMPLES}{joined})")
         assert table is not None
         expanded = replace_table(tree, POOL, table["statements"][0]["node"]["from_table"])
@@ -325,9 +330,9 @@ class Catalog:
     def _create_views(self, labels: Iterable[str]) -> None:
         for label in labels:
             files = _read_parquet(self.files(label).paths)
-            self.connection.execute(f"CREATE OR REPLACE VIEW {_quote(label)} AS SELECT * FROM {files}")
+            self.connection.execute(f"CREATE OR REPLACE VIEW {quote_name(label)} AS SELECT * FROM {files}")
             self.connection.execute(
-                f"CREATE OR REPLACE VIEW {_JOINED_SCHEMA}.{_quote(label)} AS SELECT * EXCLUDE ({UID_COLUMN}) FROM {files}"
+                f"CREATE OR REPLACE VIEW {_JOINED_SCHEMA}.{quote_name(label)} AS SELECT * EXCLUDE ({UID_COLUMN}) FROM {files}"
             )
 
     def _create_flat_pool(self) -> None:
@@ -337,7 +342,7 @@ class Catalog:
         columns = [f"{SAMPLES}.*"]
         for label, own in self.label_columns.items():
             columns += [
-                f"{_quote(label)}.{_quote(name)} AS {_quote(name if names.count(name.lower()) == 1 else f'{label}.{name}')}"
+                f"{quote_name(label)}.{quote_name(name)} AS {quote_name(name if names.count(name.lower()) == 1 else f'{label}.{name}')}"
                 for name in own
             ]
         self.connection.execute(
@@ -362,7 +367,7 @@ class Catalog:
             while alias.lower() in taken or (alias in SQL_NAMES.values() and name not in SQL_NAMES):
                 alias += "_"
             taken.add(alias.lower())
-            columns.append(f"{_quote(name)} AS {_quote(alias)}")
+            columns.append(f"{quote_name(name)} AS {quote_name(alias)}")
         return f"SELECT ({shard})::INTEGER AS shard, file_row_number::INTEGER AS row, {', '.join(columns)} FROM {files}"
 
     @cached_property
@@ -405,11 +410,7 @@ def _read_parquet(paths: Sequence[str], *, by_name: bool = False) -> str:
     return f"read_parquet([{listed}], union_by_name = {str(by_name).lower()})"
 
 
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _literal(value: object) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
-    return "'" + str(value).replace("'", "''") + "'"
+    return quote_text(value)

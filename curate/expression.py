@@ -41,6 +41,16 @@ class References:
     has_star: bool
 
 
+def quote_name(name: str) -> str:
+    """Return a name as SQL: quoted, whatever characters it has."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(text: object) -> str:
+    """Return a text as an SQL literal."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
 def find_references(tree: Tree) -> References:
     """Return every name that the tree mentions, subqueries included."""
     nodes = list(_walk(tree))

@@ -194,6 +194,43 @@ def sql(
 
 
 @app.command()
+def why(
+    sample: Annotated[str, typer.Argument(metavar="UID|URL", help="The sample; a URL may be that of several.")],
+    pool: PoolOption,
+    selection: Annotated[
+        str, typer.Option("--selection", metavar="NAME", help="Only this one; without it, every selection.")
+    ] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Explain a sample: every score, rule and threshold, where it passed or failed, its copies, its captions, its weight."""
+    from pipelines.explain import tabulate_explanation
+    from pipelines.why import why as run
+
+    found = run(open_pool(pool), sample, selection=selection)
+    if as_json:
+        show_json([explanation.to_dict() for explanation in found])
+        return
+    for explanation in found:
+        show(tabulate_explanation(explanation))
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="SELECTION_A", help="Its name, or its folder.")],
+    second: Annotated[str, typer.Argument(metavar="SELECTION_B", help="Its name, or its folder.")],
+    pool: PoolOption,
+    num_examples: Annotated[int, typer.Option("--num-examples", "-n", min=0, help="Rows to show of each side.")] = 5,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare two selections. Shows what only one of them keeps, which rules made the difference, and example rows."""
+    from pipelines.diff import diff as run
+    from pipelines.explain import tabulate_difference
+
+    found = run(open_pool(pool), first, second, num_examples=num_examples)
+    show_json(found.to_dict()) if as_json else show(tabulate_difference(found))
+
+
+@app.command()
 def extremes(
     value: Annotated[str, typer.Argument(help="SQL over `pool`: a column, or an expression of columns.")],
     pool: PoolOption,
