@@ -32,12 +32,15 @@ DOORS = {
     "typer": ("pipelines/cli/",),
     "img2dataset": ("curate/fetch/",),
     "aiohttp": ("curate/fetch/", "pipelines/demo/"),
+    "httpx": ("curate/models/engine_openai.py",),
+    "sqlite3": ("curate/models/answer_cache.py",),
 }
 # OpenCV computes in more places than it decodes in.
 DECODERS = {"imdecode", "imdecodemulti", "imread", "imreadmulti"}
 DECODING_FILES = {"curate/images.py", "curate/jpeg.py", "train/loader.py"}
-# Environment variables are read by the command line; elsewhere only where another program speaks through them.
-ENVIRONMENT_READERS = {"pipelines/cli/app.py", "train/distributed.py"}
+# Environment variables are read by the command line; elsewhere only where another program speaks through them, and
+# for a server's key, which must not travel in arguments, files or logs.
+ENVIRONMENT_READERS = {"pipelines/cli/app.py", "train/distributed.py", "curate/models/engine_openai.py"}
 ENVIRONMENT_WRITES = {"setdefault", "update", "pop"}
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "managers", "legacy"}
 

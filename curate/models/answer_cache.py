@@ -143,9 +143,9 @@ class CachedEngine(Engine):
         """Return an answer for every request; each new one is on disk before the next is looked at."""
         keys = request_keys(self._digest, requests, sampling)
         wanted = {key: request for key, request in zip(keys, requests, strict=True)}
-        known: dict[bytes, Answer] = {}
+        known = self._cache.get(list(wanted))
         while len(known) < len(wanted):
-            # Claimed before it is looked up: an answer that comes in between is then either still claimed, or on disk.
+            # Looked up again once it is claimed: an answer that came in between is on disk now.
             mine, theirs = self._claim([key for key in wanted if key not in known])
             try:
                 for key, answer in self._find({key: wanted[key] for key in mine}, sampling):

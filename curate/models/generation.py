@@ -34,11 +34,11 @@ import pyarrow as pa
 from curate import images
 from curate.fingerprint import canonical_json, model_identity
 from curate.models.engine import Answer, Engine, Request, Sampling
+from curate.models.engine_factory import NO_CACHE, open_engine
 from curate.operator import IMAGE_COLUMN, Prepare, Resources, ShardOperator
 from schemas.errors import InputError
 
 ENGINES = ("transformers", "openai", "vllm")
-NO_CACHE = "none"
 CACHE_FOLDER = "cache/answers"
 # How requests travel and what they may cost: none of it changes an answer.
 _TRANSPORT = frozenset({
@@ -133,8 +133,6 @@ class GenerationOperator(ShardOperator):
 
     def open_engine(self) -> Engine:
         """Return the engine, with its cache; operators of a process that name the same one share it."""
-        from curate.models.engine_factory import open_engine
-
         return open_engine(self)
 
     def request_seed(self, uid: str, number: int = 0) -> int:
