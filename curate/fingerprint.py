@@ -17,6 +17,8 @@ _MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "chat_template.*",
+    "generation_config.json",
     "tokenizer*.json",
     "tokenizer.model",
     "special_tokens_map.json",

@@ -125,7 +125,7 @@ def _load_model(model: str, revision: str) -> TwoTowerModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
-    with _quiet_transformers():
+    with quiet_transformers():
         network = _from_pretrained(model, revision)
     # Loaded tensors are views into the file at any address, and matrix products on a CPU give other last bits at other alignments.
     for tensor in (*network.parameters(), *network.buffers()):
@@ -149,7 +149,7 @@ def load_tokenize(model: str, revision: str = "") -> "Tokenize":
     from transformers import AutoConfig, AutoTokenizer
 
     pinned = {"revision": revision} if revision else {}
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
             layout = text_layout(AutoConfig.from_pretrained(model, **pinned))
@@ -218,7 +218,7 @@ def _unit(output: Any) -> np.ndarray:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars or load reports from a worker."""
     from transformers.utils import logging
 
