@@ -104,6 +104,7 @@ class PictureCaptioner(Captioner):
             return states
 
     def score(self, features: "torch.Tensor", captions: Sequence[TokenizedCaption]) -> np.ndarray:
+        """Return the logarithm of each caption's probability, all captions in one run of the decoder."""
         import torch
 
         if not captions:
@@ -166,6 +167,7 @@ class ChatCaptioner(Captioner):
     def score(
         self, features: Sequence[Mapping[str, "torch.Tensor"]], captions: Sequence[TokenizedCaption]
     ) -> np.ndarray:
+        """Return the logarithm of each caption's probability, one run of the model each."""
         shared = list(features) * len(captions) if len(features) == 1 else features
         return np.array([self._score_one(*pair) for pair in zip(shared, captions, strict=True)])
 
