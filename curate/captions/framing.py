@@ -57,6 +57,7 @@ class Prompt:
     examples: Sequence[tuple[str, str]] = ()  # inputs with the answers they should get
     closing: str = ""  # ours, after theirs
     form: str = "chat"  # chat, or completion for models that only continue a text
+    has_json_examples: bool = False  # whether the examples' answers are JSON of ours, to be shown as they are
     max_characters: int = MAX_CHARACTERS  # of each part
 
 
@@ -80,7 +81,8 @@ def frame(prompt: Prompt) -> tuple[Message, ...]:
     for given, wanted in prompt.examples:
         shown = f'{name}: "{clean(given, prompt.max_characters)}"'
         messages.append(Message(role="user", text=opening + shown))
-        messages.append(Message(role="assistant", text=clean(wanted, prompt.max_characters)))
+        answer = wanted if prompt.has_json_examples else clean(wanted, prompt.max_characters)
+        messages.append(Message(role="assistant", text=answer))
         opening = ""
     lines = [f'{name}: "{text}"' for name, text in parts.items() if text]
     lines += [prompt.closing] if prompt.closing else []

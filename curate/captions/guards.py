@@ -144,18 +144,20 @@ def find_numbers(text: str) -> frozenset[str]:
 
 
 def find_names(text: str) -> list[str]:
-    """Return the capitalised words of a text that are not merely the beginning of a sentence, or of a headline's every word."""
+    """Return the capitalised words of a text that are not merely the beginning of a sentence; none of a headline with capitals throughout."""
     found = [(match[0], match.start()) for match in _WORD.finditer(text)]
     letters = [word for word, _ in found if word[0].isalpha()]
     if sum(word[0].isupper() for word in letters) > _TITLE_SHARE * len(letters):
         return []
-    return [
-        word
-        for word, start in found
-        if word[0].isupper()
-        and len(word) > 1
-        and text[:start].rstrip()[-1:] not in {"", ".", "!", "?", ":", "|", "-", "'"}
-    ]
+    names = []
+    for number, (word, start) in enumerate(found):
+        follows_stop = text[:start].rstrip()[-1:] in {"", ".", "!", "?", ":", "|", "-", "'"}
+        # "Anna Smith" begins a sentence with a name, "Anna with a dog" cannot be told from "Boat with a dog".
+        next_word, next_start = found[number + 1] if number + 1 < len(found) else ("", 0)
+        is_full_name = next_word[:2].istitle() and text[start + len(word) : next_start] == " "
+        if word[0].isupper() and len(word) > 1 and (is_full_name or not follows_stop):
+            names.append(word)
+    return names
 
 
 def same_language(source: str, text: str) -> bool:

@@ -109,6 +109,7 @@ def test_the_prompt_may_be_repeated_where_the_caption_has_it() -> None:
         ("Sunset. Boats in the bay", [], set()),
         ("two cats, 2 dogs and 1,200 birds", [], {"2", "1200"}),
         ("one cat", [], set()),
+        ("Anna Smith sits on a bench", ["Anna", "Smith"], set()),
         ("", [], set()),
     ],
 )
