@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -222,7 +222,9 @@ def _open(pool: Pool, operators: Sequence[Operator]) -> tuple[dict[int, ShardHea
         raise InputError("no operator was named; `winnow operators` lists them")
     headers = {shard: pool.shard_header(shard) for shard in pool.require_shards()}
     columns = pool.read_footer(pool.shard_parquet(min(headers))).schema.to_arrow_schema().names
-    return headers, make_plan(pool, operators, columns)
+    folder = pool.root if pool.is_local else ""
+    plan = make_plan(pool, operators, columns)
+    return headers, [replace(planned, operator=planned.operator.placed(folder)) for planned in plan]
 
 
 def _pool_digest(headers: Mapping[int, ShardHeader]) -> str:

@@ -163,7 +163,7 @@ class Executor:
         `produce` runs in ordinary tasks, a few items ahead, for at least two units of each actor, so that a GPU waits neither for a
         decoder nor at a unit's border; `consume` is called from several threads at once: lock what is not thread-safe. Without GPUs
         there is an actor per worker, which runs `produce` in a thread of its own: the CPUs are busy anyway, and half as many processes
-        load half as many libraries.
+        load half as many libraries. With `gpus=0` there is one actor in all, fed as a GPU is: it waits for a program elsewhere.
         """
 
         def connect() -> _Lanes:
@@ -246,6 +246,9 @@ class Executor:
         self._require_cpus(2 * _HALF_CPU)
         resources = ray.cluster_resources()
         num_cpus, num_gpus = float(resources.get("CPU", 1.0)), float(resources.get("GPU", 0.0))
+        if not gpus:
+            num_streams = min(max(self._num_slots(1.0), _MIN_STREAMS), _MAX_STREAMS)
+            return _ActorLanes(produce, load, 1, num_streams, 0.0, is_fed=True)
         if num_gpus:
             if gpus > num_gpus:
                 raise InputError(
@@ -253,9 +256,9 @@ class Executor:
                 )
             num_actors = min(int(num_gpus / gpus), max(1, int(num_cpus)))
             num_streams = min(max(int(num_cpus / num_actors), _MIN_STREAMS), _MAX_STREAMS)
-            return _ActorLanes(produce, load, num_actors, num_streams, gpus)
+            return _ActorLanes(produce, load, num_actors, num_streams, gpus, is_fed=True)
         num_actors = min(self._num_slots(1.0), max(1, int(num_cpus)))
-        return _ActorLanes(produce, load, num_actors, 1, 0.0)
+        return _ActorLanes(produce, load, num_actors, 1, 0.0, is_fed=False)
 
     def _drain(
         self, connect: Callable[[], _Lanes], units: Iterable[Unit], max_retries: int
@@ -319,6 +322,8 @@ class _ActorLanes:
         num_actors: int,
         num_streams: int,
         gpus: float,
+        *,
+        is_fed: bool,  # by tasks of their own; otherwise an actor's threads do what its streams do
     ) -> None:
         import ray
 
@@ -328,7 +333,7 @@ class _ActorLanes:
         self._make = ray.remote(
             num_cpus=_HALF_CPU, num_gpus=gpus, max_restarts=-1, max_task_retries=0, max_concurrency=num_streams
         )(_StreamActor)
-        self._arguments = (produce, load, bool(gpus))
+        self._arguments = (produce, load, is_fed)
         self._actors: list[Any] = []
         self._owner: dict[Any, int] = {}
 
@@ -362,10 +367,10 @@ class _ActorLanes:
 class _StreamActor:
     """Consumes the streams of one unit, or of several at once, a thread each; what it loads is shared by them."""
 
-    def __init__(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any], has_gpu: bool) -> None:
+    def __init__(self, produce: Callable[[Any], Iterator[Any]], load: Callable[[], Any], is_fed: bool) -> None:
         self._produce = produce
         self._load = load
-        self._has_gpu = has_gpu
+        self._is_fed = is_fed
         self._lock = threading.Lock()
         self._consume: Any = None
 
@@ -384,7 +389,7 @@ class _StreamActor:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
     def _open(self, unit: Any) -> AbstractContextManager[Iterator[Any]]:
-        if not self._has_gpu:
+        if not self._is_fed:
             return run_ahead(self._produce(unit), _ITEMS_AHEAD)
         import ray
 

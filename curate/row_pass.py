@@ -8,12 +8,14 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from curate.annotation_file import OriginKey, StoredColumns, write_annotations
 from curate.columns import Batches, Input, Output, gather, scatter
+from curate.lookahead import Lookahead
 from curate.operator import IMAGE_COLUMN, IMAGE_LUMA_COLUMN, Annotate, Prepare, ShardOperator
 from curate.plan import Origin, Planned
 from curate.shard_reader import Chunk, read_chunks
@@ -23,6 +25,7 @@ from schemas.errors import ContractError
 # What `load` and `prepare` made, by fingerprint: built once for all the shards that a process works on.
 _loaded: dict[str, Annotate] = {}
 _prepares: dict[str, Prepare | None] = {}
+_load_lock = threading.Lock()
 _PICTURE_KEYS: dict[str, OriginKey] = {kind: (kind, "", kind) for kind in (IMAGE_COLUMN, IMAGE_LUMA_COLUMN)}
 
 
@@ -152,8 +155,14 @@ def stream_shard(row_pass: RowPass, header: ShardHeader) -> Iterator[StreamItem 
 
 
 def load_consumer(row_pass: RowPass) -> Callable[[ShardHeader, Iterator[StreamItem | ShardReport]], ShardReport]:
-    """Return the function that runs the models of a pass on what `stream_shard` yields; one model call at a time."""
-    return functools.partial(_consume, row_pass, threading.Lock())
+    """Return the function that runs the models of a pass on what `stream_shard` yields.
+
+    One model call at a time, but for operators that ask for several; then chunks, of one shard or more, are worked on side by side.
+    """
+    operators = [p.operator for p in row_pass.plan if isinstance(p.operator, ShardOperator) and p.has_model]
+    num_chunks = max((operator.resources.concurrent_batches for operator in operators), default=1)
+    lookahead = Lookahead(functools.partial(_run_late, threading.Lock()), num_chunks)
+    return functools.partial(_consume, row_pass, lookahead)
 
 
 def split_late(missing: Sequence[Planned]) -> list[Planned]:
@@ -170,28 +179,47 @@ def origin_key(origin: Origin) -> OriginKey:
     return origin.kind, origin.fingerprint, origin.column
 
 
+_Late = tuple[list[Planned], StreamItem | ShardReport]
+_LateResult = tuple[StreamItem | ShardReport, dict[str, Output]]
+
+
 def _consume(
-    row_pass: RowPass, lock: threading.Lock, header: ShardHeader, items: Iterator[StreamItem | ShardReport]
+    row_pass: RowPass,
+    lookahead: Lookahead[_Late, _LateResult],
+    header: ShardHeader,
+    items: Iterator[StreamItem | ShardReport],
 ) -> ShardReport:
     late = split_late(row_pass.missing(header))
     report: ShardReport | None = None
     with write_annotations(row_pass.pool, late, header, row_pass.pool_digest) as writers:
-        for item in items:
+        for item, outputs in lookahead.map((late, item) for item in items):
             if isinstance(item, ShardReport):
                 report = item
                 continue
-            inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
-            for planned in late:
-                batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned))
-                with lock:
-                    output = _run(planned, batches)
-                inputs.add(planned, output)
-                writers[planned.fingerprint].add(item.uids, output)
+            for fingerprint, output in outputs.items():
+                writers[fingerprint].add(item.uids, output)
         assert report is not None, "the stream ended without its report"
     errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
     return ShardReport(
         shard=header.shard, num_rows=header.num_rows, seconds=report.seconds, num_errors=report.num_errors | errors
     )
+
+
+def _run_late(lock: threading.Lock, work: _Late) -> _LateResult:
+    """Run the models, and what reads their columns, on a chunk; return their outputs by fingerprint."""
+    late, item = work
+    outputs: dict[str, Output] = {}
+    if isinstance(item, ShardReport):
+        return item, outputs
+    inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
+    for planned in late:
+        batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned))
+        assert isinstance(planned.operator, ShardOperator)
+        bears_threads = planned.operator.resources.concurrent_batches > 1
+        with nullcontext() if bears_threads else lock:
+            outputs[planned.fingerprint] = _run(planned, batches)
+        inputs.add(planned, outputs[planned.fingerprint])
+    return item, outputs
 
 
 def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) -> Iterator[tuple[Chunk, _Inputs]]:
@@ -313,8 +341,9 @@ def _prepare(planned: Planned, batches: Batches) -> Batches:
 def _run(planned: Planned, batches: Batches) -> Output:
     operator = planned.operator
     assert isinstance(operator, ShardOperator)
-    if planned.fingerprint not in _loaded:
-        _loaded[planned.fingerprint] = operator.load()
+    with _load_lock:
+        if planned.fingerprint not in _loaded:
+            _loaded[planned.fingerprint] = operator.load()
     annotate = _loaded[planned.fingerprint]
     return scatter(operator, batches, [annotate(table) for table in batches.tables])
 

@@ -48,8 +48,8 @@ _TRANSPORT = frozenset({
 _DIGEST_LENGTH = 16
 _JPEG_QUALITY = 92
 # A batch of the engine in this process is one call of the model; for a server it is only how many rows are waited for together.
-_LOCAL_BATCH, _SERVED_BATCH = 32, 64
-_LOCAL_BATCHES, _SERVED_BATCHES = 2, 16
+_LOCAL_BATCH, _SERVED_BATCH = 32, 256
+_LOCAL_BATCHES, _SERVED_BATCHES = 2, 8
 
 
 @dataclass(frozen=True, kw_only=True)

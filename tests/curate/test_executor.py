@@ -258,6 +258,16 @@ def test_a_stream_waits_for_its_consumer(ray_session: Executor, tmp_path: Path) 
     assert outcome.result <= 6
 
 
+def load_process_id() -> Callable[[int, Iterator[int]], tuple[int, int]]:
+    return lambda unit, items: (os.getpid(), sum(items))
+
+
+def test_what_waits_for_a_program_elsewhere_has_one_actor(ray_session: Executor) -> None:
+    outcomes = list(ray_session.map_streams(count_up, load_process_id, range(8), gpus=0))
+    assert sorted(outcome.result[1] for outcome in outcomes if outcome.result) == [0, 0, 1, 3, 6, 10, 15, 21]
+    assert len({outcome.result[0] for outcome in outcomes if outcome.result}) == 1
+
+
 def test_killed_streams_and_actors_are_replaced(ray_session: Executor, tmp_path: Path) -> None:
     streams = ray_session.map_streams(functools.partial(die_in_stream, tmp_path), load_sum, range(4))
     assert [outcome.result for outcome in streams] == [3] * 4

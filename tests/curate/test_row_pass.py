@@ -1,5 +1,7 @@
 """One pass over a shard with operators that read each other: pictures before text, text before pictures, models among them."""
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,6 +154,41 @@ def test_batches_of_a_model_do_not_depend_on_the_blocks(
     row_pass = make_pass(pool, step("model", ["image"], resources=MODEL))
     consume(row_pass)
     assert [size for name, size in calls if name == "model"] == [4] * 6 + [3]
+
+
+def load_slow_length(self: ShardOperator) -> Annotate:
+    """Wait the longer the earlier a chunk is, and note how many wait at once."""
+    lock = threading.Lock()
+
+    def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
+        with lock:
+            calls.append((f"{self.name} enters", batch.num_rows))
+        time.sleep(0.3 / len(calls))
+        with lock:
+            calls.append((f"{self.name} leaves", batch.num_rows))
+        return {f"{self.name}_x": [len(text) for text in batch["alt_text"].to_pylist()]}
+
+    return annotate
+
+
+def test_chunks_wait_side_by_side_where_an_operator_bears_it(
+    pool_builder: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from curate import shard_reader
+
+    monkeypatch.setattr(shard_reader, "CHUNK_ROWS", 5)
+    pool = pool_builder(num_shards=1, shard_size=30)
+    resources = Resources(model=True, gpus=0, batch_size=8, concurrent_batches=3)
+    patient = step("patient", ["alt_text"], resources=resources, load=load_slow_length)
+    after = step("after", ["patient_x"], [patient], resources=MODEL)
+    row_pass = make_pass(pool, after)
+    consume(row_pass)
+    running = [
+        sum(1 if "enters" in name else -1 for name, _ in calls[:n] if "patient" in name) for n in range(len(calls))
+    ]
+    assert max(running) == 3
+    captions = [None if row.caption is None else len(row.caption) for row in make_rows(30)]
+    assert read(row_pass, "patient") == read(row_pass, "after") == captions
 
 
 def test_what_is_there_is_read_and_not_computed(tiny_pool: Pool) -> None:
