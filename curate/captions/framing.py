@@ -76,7 +76,7 @@ def frame(prompt: Prompt) -> tuple[Message, ...]:
         if not _LABEL.fullmatch(name):
             raise InputError(f"a part of a prompt is named {name!r}; it takes letters, spaces and hyphens")
     messages: list[Message] = []
-    opening = f"{prompt.instruction}\n{DATA_NOTICE}\n\n" if parts else prompt.instruction
+    opening = f"{prompt.instruction}\n{DATA_NOTICE}\n\n" if parts else f"{prompt.instruction}\n"
     name = next(iter(parts), "Caption")
     for given, wanted in prompt.examples:
         shown = f'{name}: "{clean(given, prompt.max_characters)}"'

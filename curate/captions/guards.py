@@ -52,12 +52,18 @@ _NUMBER_WORDS |= {word: str(number) for number, word in enumerate(["eight", "nin
 _OPENING, _CLOSING, _DOUBLE = "\"'\u201c\u2018`", "\"'\u201d\u2019`", '"\u201c\u201d'
 _TITLE_SHARE = 0.6
 _STEM_LETTERS = 4
-_MIN_LETTERS = 4
+_MIN_LETTERS = 3
+_SAYS_NOTHING = frozenset(
+    re.findall(
+        r"\\w+",
+        "the and for with from this that are was were his her its has have into over under not you your photo image",
+    )
+)
 _SURE = 0.6
 _MIN_WORDS_FOR_LANGUAGE = 5
 _REPEATED_SHARE = 0.4
 _MAX_RUN = 3
-_OVERLAP_RUN = 8
+_OVERLAP_RUN, _MIN_RUN = 8, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,11 @@ def find_names(text: str) -> list[str]:
     """Return the capitalised words of a text that are not merely the beginning of a sentence; none of a headline with capitals throughout."""
     found = [(match[0], match.start()) for match in _WORD.finditer(text)]
     letters = [word for word, _ in found if word[0].isalpha()]
-    if sum(word[0].isupper() for word in letters) > _TITLE_SHARE * len(letters):
+    num_capitals = sum(word[0].isupper() for word in letters)
+    # A headline has capitals throughout, save for its short words.
+    if num_capitals > _TITLE_SHARE * len(letters) and all(
+        word[0].isupper() or len(word) < _STEM_LETTERS for word in letters
+    ):
         return []
     names = []
     for number, (word, start) in enumerate(found):
@@ -203,7 +213,7 @@ def _has_names(source: str, words: Sequence[str]) -> bool:
 
 def _shares_word(source: Sequence[str], words: Sequence[str]) -> bool:
     """Tell whether a text has a word of its source, up to endings; short words only count where the source has no other."""
-    telling = [word for word in source if len(word) >= _MIN_LETTERS] or source
+    telling = [word for word in source if len(word) >= _MIN_LETTERS and word not in _SAYS_NOTHING] or source
     stems = {_stem(word) for word in telling}
     # Scripts without spaces between words have one word a line: there, any character in common.
     if any(not word.isascii() for word in source):
@@ -214,7 +224,7 @@ def _shares_word(source: Sequence[str], words: Sequence[str]) -> bool:
 def _shares_run(words: Sequence[str], other: Sequence[str], source: Sequence[str]) -> bool:
     """Tell whether eight words in a row are those of another text, and not of the source."""
     size = min(_OVERLAP_RUN, len(other))
-    if size < _MIN_LETTERS:
+    if size < _MIN_RUN:
         return False
     own = _runs(source, size)
     return bool((_runs(words, size) & _runs(other, size)) - own)

@@ -93,6 +93,7 @@ def test_examples_of_a_chat_are_turns() -> None:
         Message(role="user", text='Caption: "x"\nRewrite this one.'),
     )
     assert frame(Prompt(instruction="Describe.")) == (Message(role="user", text="Describe."),)
+    assert frame(Prompt(instruction="Describe.", closing="Now.")) == (Message(role="user", text="Describe.\nNow."),)
 
 
 def test_names_of_parts_are_plain_and_forms_known() -> None:
