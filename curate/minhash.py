@@ -167,7 +167,7 @@ def candidates(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def jaccard(shingles: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the Jaccard similarity of pairs of texts, 0 to 1."""
+    """Return the Jaccard similarity of pairs of texts, 0 to 1; two without shingles are the same."""
     lengths = shingles.lengths
     sizes = lengths[left] + lengths[right]
     similar = np.empty(len(left))
@@ -181,7 +181,8 @@ def jaccard(shingles: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarr
         elements.sort()
         is_shared = elements[1:] == elements[:-1]
         shared = np.bincount((elements[1:][is_shared] >> np.uint64(32)).astype(np.int64), minlength=stop - begin)
-        similar[part] = shared / (sizes[part] - shared)
+        union = sizes[part] - shared
+        similar[part] = np.where(union, shared / np.maximum(union, 1), 1)
         begin = stop
     return similar
 

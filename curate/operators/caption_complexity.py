@@ -29,7 +29,7 @@ class CaptionComplexity(ShardOperator):
     """
 
     name = "caption_complexity"
-    version = 1
+    version = 2
     reads = ("alt_text",)
     nullable = ("alt_text",)
     writes = pa.schema([

@@ -44,7 +44,7 @@ class CaptionDedup(PoolOperator):
     """
 
     name = "caption_dedup"
-    version = 1
+    version = 2
     reads = ("alt_text", "status", "error_message")
     writes = pa.schema([
         ("caption_dedup_group", pa.string()),

@@ -25,7 +25,7 @@ class Negatives(ShardOperator):
     """
 
     name = "negatives"
-    version = 1
+    version = 2
     reads = ("uid", "alt_text")
     writes = pa.schema([
         ("negatives", pa.list_(pa.string())),

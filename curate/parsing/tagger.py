@@ -9,9 +9,11 @@ from typing import Any
 _TOKEN = re.compile(
     r"\d+(?:[.,:x/-]\d+)*[^\W_]*(?:-[^\W\d_]+)*|[^\W\d_][^\W_]*(?:[-'\u2019][^\W_]+)*|['\u2019](?:s|re|ve|ll|d|m)\b|[^\w\s]"
 )
-# Addresses and file names hold words that say nothing of the picture.
+# Addresses and file names hold words that say nothing of the picture. Bounded, and begun at the beginnings of words: tried at every letter
+# of a caption without spaces they would take the square of its length.
 _NOT_LANGUAGE = re.compile(
-    r"(?:https?://|www\.)\S+|\S+@\S+\.\w+|\b[\w-]+\.(?:com|org|net|co\.uk)\b\S*|\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)\b",
+    r"(?:https?://|www\.)\S+|(?<!\S)\S{1,320}@\S{1,255}\.\w+|\b[\w-]{1,63}\.(?:com|org|net|co\.uk)\b\S*"
+    r"|(?<!\S)\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)\b",
     re.IGNORECASE,
 )
 _ENDING = re.compile(r"^(.+?)(n['\u2019]t|['\u2019](?:s|re|ve|ll|d|m)?)$", re.IGNORECASE)

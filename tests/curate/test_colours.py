@@ -48,3 +48,18 @@ def test_a_mirrored_layout_is_turned_about(tmp_path: Path) -> None:
     pair = np.array([0]), np.array([1])
     assert found.distance(*pair)[0] > 20
     assert found.distance(*pair, np.array([True])).tolist() == [0.0]
+
+
+def test_a_large_file_is_read_as_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    matrix = random.integers(0, 256, (3_000, 128), dtype=np.uint8)
+    column = pa.array([row.tobytes() for row in matrix], pa.binary(128))
+    found = Layouts(tmp_path / "layouts.bin", iter([column.slice(0, 1_700), column.slice(1_700)]))
+    left, right = random.integers(0, 3_000, (2, 500))
+    wanted = colour_distance(matrix[left], matrix[right])
+    # Row by row for one pair, in one block for many, in several blocks of both kinds.
+    assert found.distance(left[:1], right[:1]).tolist() == wanted[:1].tolist()
+    assert found.distance(left, right).tolist() == wanted.tolist()
+    for name, value in (("_PAIRS_IN_MEMORY", 70), ("_BLOCK", 32), ("_READ_ROWS", 64)):
+        monkeypatch.setattr(f"curate.colours.{name}", value)
+    assert found.distance(left, right).tolist() == wanted.tolist()

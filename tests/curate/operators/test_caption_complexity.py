@@ -8,7 +8,7 @@ from curate.operators.caption_complexity import CaptionComplexity
 from schemas.errors import InputError
 from tests.contract import check_operator, column
 
-FINGERPRINT = "d30c15294d1188d17264a042e6a4593534686784df57e6cc74b4612d7a62045c"
+FINGERPRINT = "05e95d51d97786e1a460353a608f406d38c3b4bce3396e0b79ef31f075136a74"
 
 
 def test_contract() -> None:

@@ -10,7 +10,7 @@ from curate.operators.caption_dedup import CaptionDedup
 from schemas.errors import InputError
 from tests.contract import check_pool_operator
 
-FINGERPRINT = "c602b90a17cf919bdece03a8f1819d7f555a8b5cda8c742aa6a081f85f06ac49"
+FINGERPRINT = "80386c595cb72e5d28905462731ca256167d4cf3b941178d0bfc99a1fab11f59"
 LONG = "A very old fishing boat lies on the grey beach below the cliffs of Dover in the evening light"
 ROWS: list[tuple[str, str | None, str]] = [
     ("a", LONG, "success"),

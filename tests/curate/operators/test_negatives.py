@@ -8,7 +8,7 @@ from curate.operators.negatives import Negatives
 from schemas.errors import InputError
 from tests.contract import check_operator, column, run
 
-FINGERPRINT = "bebd73458d15249c64f4aa75f89d86f3cc843bcc1708c6df68b7548d844688c5"
+FINGERPRINT = "510d142ed51ad0d2dd38121dcafe1bcd9d841a5561c3f90da6f81c632117be30"
 CAPTION = "A black cat sits on a red sofa next to an old dog in a small garden"
 
 

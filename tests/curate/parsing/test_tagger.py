@@ -1,5 +1,7 @@
 """Where words lie in their caption."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,24 @@ from curate.parsing.tagger import MAX_TOKENS, Tagger, locate, split
 def test_words(caption: str, words: list[str]) -> None:
     assert split(caption) == words
     assert [token.text for token in Tagger().tag(caption)] == words
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "!?(", "@", "a@", "a-", ".", ".c@", "a.co", "x.jpg", "a@b.", "https://", "1,", "'"]
+)
+def test_time_does_not_grow_with_the_square_of_the_length(unit: str) -> None:
+    caption = unit * (20_000 // len(unit))
+    start = time.process_time()
+    locate(caption)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "caption", ["write a.b@example.org! now", "see IMG_1.JPG! now", "buy at shop.example.com/x?y, now"]
+)
+def test_addresses_and_files_are_not_language(caption: str) -> None:
+    assert not {"example", "org", "IMG_1", "JPG", "x", "y"} & set(split(caption))
+    assert split(caption)[-1] == "now"
 
 
 def test_places_are_those_of_the_caption() -> None:
