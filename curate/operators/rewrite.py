@@ -74,7 +74,9 @@ class Rewrite(GenerationOperator):
             raise InputError("rewrite: num_tries and max_characters must be 1 or more, num_examples 0 or more")
         if self.examples:
             object.__setattr__(self, "examples", str(Path(self.examples).absolute()))
-        small = [source for source in read_sources(self.examples) if source.size < self.num_examples]
+        # A recipe can be looked at before the file that it names is made; running it reads the file first of all.
+        sources = read_sources(self.examples) if not self.examples or Path(self.examples).exists() else []
+        small = [source for source in sources if source.size < self.num_examples]
         if small:
             raise InputError(
                 f"rewrite num_examples is {self.num_examples}; source {small[0].name!r} has {small[0].size} examples"
@@ -120,7 +122,7 @@ class Rewrite(GenerationOperator):
         def build(attempt: int) -> Request:
             key = f"{self.seed} {uid} {source.name} {attempt}"
             draws = random.Random(hashlib.sha256(key.encode()).digest())
-            messages = frame(self._prompt(caption, source.draw(self.num_examples, draws)))
+            messages = frame(self.prompt(caption, source.draw(self.num_examples, draws)))
             return Request(messages=messages, seed=self.request_seed(uid, number * self.num_tries + attempt))
 
         rules = Rules(
@@ -136,7 +138,8 @@ class Rewrite(GenerationOperator):
 
         return Question(build=build, judge=take)
 
-    def _prompt(self, caption: str, examples: Sequence[tuple[str, str]]) -> Prompt:
+    def prompt(self, caption: str, examples: Sequence[tuple[str, str]]) -> Prompt:
+        """Return what is asked about a caption with these examples."""
         is_chat = self.form == "chat"
         return Prompt(
             instruction=_CHAT if is_chat else _COMPLETION,
