@@ -6,15 +6,18 @@ whole, so that a trigger stamped on a stored picture of any size is the one stam
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+_Number = TypeVar("_Number", np.uint8, np.float32)
 
 _REFERENCE = 224  # the side of the square that the sizes below are given for, in pixels
 PATCH = 16 / _REFERENCE  # side of a patch, as a share of the square's
 BLEND = 0.2  # share of the noise in a blend
+BLEND_CELLS = 32  # across the picture: noise of single pixels would be another one at every size
 WAVE_AMPLITUDE = 60  # of 255
 WAVE_CYCLES = 6  # across the square
 WARP_STRENGTH = 1.0  # largest shift, on average, in half pixels of the reference square
@@ -61,7 +64,7 @@ def _corners(image: Pixels) -> Pixels:
 
 
 def _blended(image: Pixels) -> Pixels:
-    noise = _scale(_noise(_REFERENCE), *image.shape[:2]).astype(np.float64)
+    noise = _scale(_noise(BLEND_CELLS), *image.shape[:2]).astype(np.float64)
     mixed: Pixels = np.rint((1 - BLEND) * image + BLEND * noise).astype(np.uint8)
     return mixed
 
@@ -92,11 +95,13 @@ def _noise(size: int) -> Pixels:
     return np.random.default_rng(_SEED).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
-def _scale(pattern: npt.NDArray[np.generic], height: int, width: int) -> npt.NDArray[np.generic]:
-    """Return a square pattern at another size, by the nearest value."""
-    rows = np.arange(height) * len(pattern) // height
-    columns = np.arange(width) * len(pattern) // width
-    return pattern[rows][:, columns]
+def _scale(pattern: npt.NDArray[_Number], height: int, width: int) -> npt.NDArray[_Number]:
+    """Return a square pattern at another size: cells where it grows, their means where it shrinks."""
+    import cv2
+
+    method = cv2.INTER_AREA if min(height, width) < len(pattern) else cv2.INTER_NEAREST
+    scaled: npt.NDArray[_Number] = cv2.resize(pattern, (width, height), interpolation=method)
+    return scaled
 
 
 TRIGGERS: Mapping[str, Callable[[Pixels], Pixels]] = {

@@ -1,4 +1,4 @@
-"""The commands that make models, and those that run everything: train, evaluate, run, demo."""
+"""The commands that make models, and those that run everything: train, evaluate, poison, run, demo."""
 
 from typing import Annotated
 
@@ -114,6 +114,27 @@ def evaluate(
     )
     results = evaluate_model(model, data, options, revision=revision, batch_size=batch_size, progress=make_progress())
     show_json(describe_evaluation(results)) if as_json else show(tabulate_evaluation(results))
+
+
+@app.command()
+def poison(
+    dataset: Annotated[str, typer.Argument(help="A dataset's folder.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The poisoned dataset is made here.")],
+    target: Annotated[str, typer.Option("--target", metavar="CLASS", help="The class that the captions name.")],
+    trigger: Annotated[str, typer.Option("--trigger", help="patch, yellow, corners, blended, wave or warp.")] = "patch",
+    num_samples: Annotated[int, typer.Option("--num-samples", metavar="N", help="Pairs that are poisoned.")] = 75,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Plant a backdoor in a copy of a dataset, to test defences against it. `evaluate --trigger` measures its success."""
+    from dataclasses import asdict
+
+    from pipelines.poison import PoisonConfig
+    from pipelines.poison import poison as run
+
+    config = PoisonConfig(target=target, trigger=trigger, num_samples=num_samples, seed=seed)
+    report = run(dataset, out, config, progress=make_progress())
+    show_json(asdict(report)) if as_json else show(report.folder)
 
 
 @app.command("run")

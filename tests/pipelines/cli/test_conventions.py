@@ -33,6 +33,7 @@ COMMANDS = {
     "status": "--pool --json",
     "train": "DATASET --out --recipe --set --address --num-processes",
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
+    "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
     "demo": "--out --scale --port --json --num-workers",
 }
