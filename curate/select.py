@@ -13,17 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.catalog import SAMPLES, Catalog
-from curate.expression import find_volatile
+from curate.expression import find_volatile, quote_text
 from curate.fingerprint import canonical_json, pool_digest
 from curate.ledger import Outcomes, write_ledger
-from curate.selection import ELEMENTS, Limit, PerGroup, Selection, Top
+from curate.selection import ELEMENTS, Limit, Mix, PerGroup, Selection, Top
+from curate.source_mix import MixRow, realise, share_out, target_shares
 from curate.store import Pool
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
 from schemas.sample import STATUS_SUCCESS, shard_name
-from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, PER_GROUP_RULE, SELECTION_FILE, TOP_RULE
+from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, MIX_RULE, PER_GROUP_RULE, SELECTION_FILE, TOP_RULE
 
-__all__ = ["FunnelRow", "Limit", "PerGroup", "SelectReport", "Selection", "Top", "find_selection", "select"]
+__all__ = ["FunnelRow", "Limit", "Mix", "PerGroup", "SelectReport", "Selection", "Top", "find_selection", "select"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class SelectReport:
     num_kept: int
     effective_samples: float  # (sum w)^2 / sum w^2: what the weights leave of num_kept
     funnel: tuple[FunnelRow, ...]
+    mix: tuple[MixRow, ...] = ()  # the sources as they came out, where a mix was asked for
     was_current: bool = False
 
 
@@ -84,6 +86,7 @@ def select(
         _evaluate(catalog, selection, labels)
         outcomes, funnel, cuts = _decide(catalog, selection)
         _check_weights(catalog, outcomes)
+        mix = _apply_mix(catalog, selection.mix, cuts, outcomes) if selection.mix else ()
         metadata = {b"winnow.fingerprint": fingerprint.encode()}
         write_ledger(pool, folder, catalog.shards, outcomes, metadata, progress or SilentProgress())
         weights = outcomes.weight[outcomes.mask == 0]
@@ -95,6 +98,7 @@ def select(
             num_kept=len(weights),
             effective_samples=float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0,
             funnel=tuple(funnel),
+            mix=mix,
         )
         content = _describe(catalog, identity, captions, cuts, report)
         # The file written last: that it exists means that the other two are whole.
@@ -129,7 +133,7 @@ def _find_labels(catalog: Catalog, selection: Selection) -> list[str]:
         if found.has_window:
             raise InputError(
                 f"{place} uses a window function ({expression!r}), which rules cannot: compare with a subquery over `pool`, or use top, "
-                "per_group or limit"
+                "per_group, mix or limit"
             )
         if volatile := find_volatile(found):
             raise InputError(
@@ -192,9 +196,12 @@ def _evaluate(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> 
     if selection.per_group:
         columns["group_key"] = catalog.expand(selection.per_group.by)
         columns["group_order"] = catalog.expand(selection.per_group.order or "NULL")
+    if selection.mix:
+        columns["mix_source"] = f"({catalog.expand(selection.mix.by)}\n)::VARCHAR"
+        columns["mix_order"] = catalog.expand(selection.mix.order or "NULL")
     if selection.limit:
         columns["limit_score"] = catalog.expand(selection.limit.by or "NULL")
-    if selection.per_group or selection.limit:
+    if selection.per_group or selection.mix or selection.limit:
         columns["uid"] = f"{SAMPLES}.uid"
     # Under a CASE, a logarithm of zero in a row that is dropped anyway does not end the query.
     conditions = dict.fromkeys(columns, f"({mask}) = 0")
@@ -227,7 +234,7 @@ def _decide(catalog: Catalog, selection: Selection) -> tuple[Outcomes, list[Funn
     """Return every row's outcome and the funnel: rules as evaluated, then the cuts one after the other."""
     table = catalog.connection.sql(f"SELECT mask, weight FROM {_VERDICT}").to_arrow_table()
     mask: npt.NDArray[np.unsignedinteger] = table["mask"].combine_chunks().to_numpy().copy()
-    weight: npt.NDArray[np.float64] = table["weight"].to_numpy()
+    weight: npt.NDArray[np.float64] = table["weight"].to_numpy().copy()
     del table
     rules = [DOWNLOADED_RULE, *selection.rules]
     sqls = [f"status = '{STATUS_SUCCESS}'", *selection.rules.values()]
@@ -301,10 +308,46 @@ def _cuts(catalog: Catalog, selection: Selection, found: dict[str, object]) -> I
         place = f"row_number() OVER (PARTITION BY group_key ORDER BY {score}{random}, uid, position)"
         query = f"SELECT * FROM {_ALIVE} QUALIFY {place} <= {cap.num_samples}"
         yield PER_GROUP_RULE, f"at most {cap.num_samples} per {cap.by}", query
+    if mix := selection.mix:
+        yield MIX_RULE, f"{mix.by} in the shares of the mix, by {mix.how}", _mix_query(catalog, mix, random, found)
     if limit := selection.limit:
         order = f"limit_score {_direction(limit.descending)} NULLS LAST, uid" if limit.by else f"{random}, uid"
         query = f"SELECT * FROM {_ALIVE} ORDER BY {order}, position LIMIT {limit.num_samples}"
         yield LIMIT_RULE, f"at most {limit.num_samples}" + (f" by {limit.by}" if limit.by else " at random"), query
+
+
+def _mix_query(catalog: Catalog, mix: Mix, random: str, found: dict[str, object]) -> str:
+    """Return the query of the rows that a mix keeps; target shares go to `found`."""
+    counts = dict(
+        catalog.connection.execute(
+            f"SELECT mix_source, count(*) FROM {_ALIVE} WHERE mix_source IS NOT NULL GROUP BY mix_source ORDER BY mix_source"
+        ).fetchall()
+    )
+    shares = target_shares(mix, counts)
+    found["mix_shares"] = shares
+    if not shares:
+        return f"SELECT * FROM {_ALIVE} WHERE false"
+    most = share_out(shares, counts, mix.num_samples) if mix.how == "cut" else counts
+    quotas = ", ".join(f"({quote_text(source)}, {most[source]})" for source in shares)
+    score = "mix_order DESC NULLS LAST, " if mix.order else ""
+    place = f"row_number() OVER (PARTITION BY mix_source ORDER BY {score}{random}, uid, position)"
+    return (
+        f"SELECT {_ALIVE}.* FROM {_ALIVE} JOIN (VALUES {quotas}) AS quota(source, most) ON mix_source = quota.source "
+        f"QUALIFY {place} <= quota.most"
+    )
+
+
+def _apply_mix(catalog: Catalog, mix: Mix, cuts: Mapping[str, object], outcomes: Outcomes) -> tuple[MixRow, ...]:
+    """Return how the sources came out; where the mix is by weight, scale the weights of `outcomes` to its shares first."""
+    table = catalog.connection.sql(f"SELECT position, mix_source FROM {_ALIVE}").to_arrow_table()
+    sources = table["mix_source"].combine_chunks().dictionary_encode()
+    positions, codes = table["position"].to_numpy(), sources.indices.to_numpy()
+    shares = cuts["mix_shares"]
+    assert isinstance(shares, dict)
+    names = sources.dictionary.to_pylist()
+    weights, rows = realise(mix, shares, names, codes, outcomes.weight[positions])
+    outcomes.weight[positions] = weights
+    return rows
 
 
 def _direction(descending: bool) -> str:
@@ -349,7 +392,7 @@ def _check_weights(catalog: Catalog, outcomes: Outcomes) -> None:
 
 
 def _mask_type(selection: Selection) -> str:
-    bits = len(selection.rules) + 4
+    bits = len(selection.rules) + 5
     return next(
         kind for size, kind in ((8, "UTINYINT"), (16, "USMALLINT"), (32, "UINTEGER"), (64, "UBIGINT")) if bits <= size
     )
@@ -371,6 +414,7 @@ def _describe(
         **counts,
         "effective_samples": report.effective_samples,
         "funnel": [asdict(row) for row in report.funnel],
+        **({"realised_mix": [asdict(row) for row in report.mix]} if report.mix else {}),
     }
 
 
@@ -384,5 +428,6 @@ def _read_report(pool: Pool, folder: str) -> SelectReport:
         num_kept=content["num_kept"],
         effective_samples=content["effective_samples"],
         funnel=tuple(FunnelRow(**row) for row in content["funnel"]),
+        mix=tuple(MixRow(**row) for row in content.get("realised_mix", ())),
         was_current=True,
     )

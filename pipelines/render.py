@@ -108,7 +108,13 @@ def tabulate_funnel(report: "SelectReport") -> RenderableType:
         table.add_row(escape(row.rule), escape(row.sql), *(f"{count:,}" for count in counts), _percent(share))
     state = f", {UP_TO_DATE}" if report.was_current else ""
     note = f"kept {report.num_kept:,} of {report.num_rows:,} rows, {report.effective_samples:,.1f} effective by weight{state}"
-    return Group(table, note)
+    if not report.mix:
+        return Group(table, note)
+    sources = make_table("source", right=("target", "rows", "of the rows", "of the draws"))
+    for entry in report.mix:
+        shares = (_percent(share) for share in (entry.row_share, entry.draw_share))
+        sources.add_row(escape(entry.source), _percent(entry.target_share), f"{entry.num_rows:,}", *shares)
+    return Group(table, note, sources)
 
 
 def describe_selection(report: "SelectReport", pool: "Pool") -> dict[str, object]:
@@ -122,6 +128,7 @@ def describe_selection(report: "SelectReport", pool: "Pool") -> dict[str, object
         "effective_samples": report.effective_samples,
         "was_current": report.was_current,
         "funnel": [vars(row) for row in report.funnel],
+        "mix": [vars(row) for row in report.mix],
     }
 
 

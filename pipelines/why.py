@@ -201,7 +201,7 @@ def _judge(catalog: Catalog, folder: str, uid: str, values: Row) -> SelectionVer
 def _until_cut(funnel: Sequence[Row], entry: Row) -> list[Row]:
     """Leave out the cuts that a row never came to: a row that fails a rule is in no running for the best share."""
     first = entry["first_failing_rule"]
-    cuts = {"top", "per_group", "limit"}
+    cuts = {"top", "per_group", "mix", "limit"}
     place = next((number for number, row in enumerate(funnel) if row["rule"] == first), len(funnel))
     return [row for number, row in enumerate(funnel) if row["rule"] not in cuts or number <= place]
 
@@ -209,7 +209,7 @@ def _until_cut(funnel: Sequence[Row], entry: Row) -> list[Row]:
 def _reads(content: Row) -> dict[str, str]:
     """Return the SQL of each rule and cut, to find the columns they read."""
     found = {DOWNLOADED_RULE: "status", **dict(content["rules"])}
-    for cut in ("top", "per_group", "limit"):
+    for cut in ("top", "per_group", "mix", "limit"):
         if content.get(cut) and content[cut].get("by"):
             found[cut] = content[cut]["by"]
     return found

@@ -8,9 +8,10 @@ LEDGER_FILE = "ledger.parquet"
 
 # The rule every failed download fails; named so that the ledger explains those rows too.
 DOWNLOADED_RULE = "downloaded"
-# The reasons of rows that passed every rule and were cut by a share, a per-group cap or a limit.
+# The reasons of rows that passed every rule and were cut by a share, a per-group cap, a mix of sources or a limit.
 TOP_RULE = "top"
 PER_GROUP_RULE = "per_group"
+MIX_RULE = "mix"
 LIMIT_RULE = "limit"
 
 # One row per row of the pool, failed downloads included, in pool order.

@@ -134,10 +134,15 @@ def select(
     ] = None,
     top: Annotated[str, typer.Option("--top", metavar="SQL=SHARE", help="Keep the best share by a score.")] = "",
     per_group: Annotated[str, typer.Option("--per-group", metavar="SQL=N", help="Keep at most N of each group.")] = "",
+    mix: Annotated[
+        str,
+        typer.Option("--mix", metavar="SQL=SOURCE:SHARE,...", help="Draw sources in these shares; others are dropped."),
+    ] = "",
+    mix_cut: Annotated[bool, typer.Option("--mix-cut", help="Reach the shares of --mix by dropping rows.")] = False,
     limit: Annotated[
         str, typer.Option("--limit", metavar="[SQL=]N", help="Keep at most N, by a score or at random.")
     ] = "",
-    seed: Annotated[int, typer.Option("--seed", help="Of random choices in --limit and --per-group.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of random choices in --limit, --mix-cut and --per-group.")] = 0,
     overrides: SetOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -151,6 +156,8 @@ def select(
         captions=caption or (),
         top=top,
         per_group=per_group,
+        mix=mix,
+        mix_cut=mix_cut,
         limit=limit,
         seed=seed,
     )

@@ -16,7 +16,7 @@ from pipelines.fields import Setting, read_settings
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from curate.selection import Selection
+    from curate.selection import Mix, Selection
 
 
 def with_settings(
@@ -68,6 +68,8 @@ class SelectionFlags:
     captions: Sequence[str] = ()
     top: str = ""
     per_group: str = ""
+    mix: str = ""
+    mix_cut: bool = False
     limit: str = ""
     seed: int = 0
 
@@ -112,9 +114,37 @@ def _read_selection(name: str, flags: SelectionFlags) -> "Selection":
         captions=mixture,
         top=Top(by=top_by, fraction=share) if flags.top else None,
         per_group=PerGroup(by=group, num_samples=int(group_size)) if flags.per_group else None,
+        mix=_read_mix(flags),
         limit=Limit(by=limit_by or None, num_samples=int(most)) if flags.limit else None,
         seed=flags.seed,
     )
+
+
+def _read_mix(flags: SelectionFlags) -> "Mix | None":
+    from curate.selection import Mix
+
+    if not flags.mix:
+        if flags.mix_cut:
+            raise InputError("--mix-cut says how --mix is reached; give --mix as well")
+        return None
+    by, _, listed = flags.mix.rpartition("=")
+    shares: dict[str, float] = {}
+    for entry in listed.split(","):
+        source, _, share = (part.strip() for part in entry.rpartition(":"))
+        if not by.strip() or not source or source in shares or not _is_number(share):
+            raise InputError(
+                f"--mix {flags.mix!r} is wrong at {entry!r}; write --mix source=cc12m:0.7,laion:0.3, each source once"
+            )
+        shares[source] = float(share)
+    return Mix(by=by.strip(), shares=shares, how="cut" if flags.mix_cut else "weights")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _split_number(flag: str, text: str) -> tuple[str, float]:

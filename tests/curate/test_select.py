@@ -276,7 +276,7 @@ def test_a_wrong_rule_is_named_with_its_remedy(pool: Pool, rules: Mapping[str, s
         ({"name": "../up"}, "names a folder"),
         ({"rules": {"limit": "true"}}, "taken"),
         ({"rules": {"empty": " "}}, "empty"),
-        ({"rules": {f"r{i}": "true" for i in range(61)}}, "too many"),
+        ({"rules": {f"r{i}": "true" for i in range(60)}}, "too many"),
         ({"captions": {}}, "caption probabilities"),
         ({"captions": {"alt_text": -1.0}}, "0 or more"),
         ({"captions": {"alt_text": 0.0}}, "add up to 0"),

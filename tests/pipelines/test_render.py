@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from curate.catalog import Catalog
 from curate.operator import discover
 from curate.store import Pool
+from pipelines.cli import app
 from pipelines.render import (
     MAX_ROWS,
     describe_evaluation,
@@ -22,6 +24,7 @@ from pipelines.render import (
     write_parquet,
 )
 from tests.pipelines.text import as_text
+from tests.pool import make_pool
 
 QUERY = """
 SELECT uid, row AS n, row / 8 AS share, CASE WHEN row = 0 THEN 'nan'::DOUBLE END AS odd, [row, 1] AS pair,
@@ -108,3 +111,19 @@ def test_datacomp_averages_say_what_they_lack() -> None:
     assert summary["scores"] == {"CIFAR-10": 0.5, "Oxford-IIIT Pet": 0.25}
     assert len(summary["groups"]["Average"]["missing"]) == 36
     assert "DataComp" not in describe_evaluation({"mine": {"acc1": 0.5}})
+
+
+def test_the_funnel_is_printed_with_the_mix_as_it_came_out(tmp_path: Path) -> None:
+    pool = str(make_pool(tmp_path / "pool", num_shards=1, shard_size=24).root)
+    source = "CASE WHEN row % 2 = 0 THEN 'even' ELSE 'odd' END=even:3,odd:1"
+    flags = ["select", "--pool", pool, "--name", "mixed", "--mix", source]
+    said = CliRunner().invoke(app, flags).stdout
+    assert "of the draws" in said
+    assert [line.split()[-1] for line in said.splitlines() if line.split()[:1] in (["even"], ["odd"])] == [
+        "75.0%",
+        "25.0%",
+    ]
+    report = json.loads(CliRunner().invoke(app, [*flags, "--mix-cut", "--json"]).stdout)
+    even, odd = report["mix"]
+    assert (even["source"], odd["source"]) == ("even", "odd")
+    assert even["num_rows"] == pytest.approx(3 * odd["num_rows"], abs=2)

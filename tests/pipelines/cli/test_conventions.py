@@ -23,7 +23,7 @@ COMMANDS = {
     "import": "SOURCE --pool --address --num-workers --kind --table --file-column --url-column --caption-column --uid-column --shard-size",
     "annotate": "OPERATORS --pool --address --num-workers",
     "operators": "--json",
-    "select": "--pool --name --recipe --rule --weight --caption --top --per-group --limit --seed --set --json",
+    "select": "--pool --name --recipe --rule --weight --caption --top --per-group --mix --mix-cut --limit --seed --set --json",
     "sql": "QUERY --pool --json --csv --parquet",
     "why": "SAMPLE --pool --selection --json",
     "diff": "FIRST SECOND --pool --num-examples --json",
@@ -164,6 +164,12 @@ def test_progress_lines_are_shown_and_other_chatter_is_not(tmp_path: Path) -> No
             "--weight and --recipe were both given",
         ),
         (["select", "--pool", "POOL", "--name", "x", "--set", "a=1"], "--set changes a recipe"),
+        (
+            ["select", "--pool", "POOL", "--name", "x", "--mix", "source=web:0.5,wiki"],
+            "--mix 'source=web:0.5,wiki' is wrong at 'wiki'; write --mix source=cc12m:0.7,laion:0.3",
+        ),
+        (["select", "--pool", "POOL", "--name", "x", "--mix-cut"], "--mix-cut says how --mix is reached"),
+        (["select", "--pool", "POOL", "--recipe", "raw", "--mix", "a=b:1"], "--mix and --recipe were both given"),
         (["build", "--pool", "POOL", "--selection", "x", "--out", "o"], "no selection 'x' in POOL/selections"),
         (["download", "POOL/none.csv", "--pool", "POOL"], "none.csv"),
         (
