@@ -11,7 +11,8 @@ from typing import Any, Literal
 from schemas.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
-LossSetting = float | Mapping[str, float | bool]
+LossOption = float | bool | str | tuple[str, ...]
+LossSetting = float | Mapping[str, LossOption]
 ModelOption = int | str | tuple[int, ...]
 
 # Settings of the machine and of the output: a run may go on under other values of these, every other key is part of its identity.
@@ -102,6 +103,7 @@ class TrainConfig:
         default_factory=dict
     )  # caption column -> probability; empty: as the dataset was built
     weights: str = ""  # a Parquet file (uid, weight) in place of the dataset's own weights
+    columns: tuple[str, ...] = ()  # Parquet files, or folders of them, with a uid and what losses read besides captions
     replacement: bool = True  # draw each sample as often as its weight says; False: never twice in an epoch
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image's area a random crop keeps
     seed: int = 0
@@ -118,6 +120,7 @@ class TrainConfig:
     keep_every: int = 0  # and every checkpoint at a multiple of this; 0: none
     eval_data: tuple[str, ...] = ()  # datasets or folders evaluated on the way
     eval_every: int = 0  # 0: never
+    sample_losses: bool = False  # write sample_losses.parquet: each sample's mean contrastive loss over its draws
 
     def __post_init__(self) -> None:
         _check_model(self)

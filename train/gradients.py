@@ -1,7 +1,8 @@
 """From one batch to the gradients of the whole batch's loss, in one piece or in parts that fit the memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +10,22 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.distributed import World
+from train.inputs import Inputs
 from train.loss import Objective, Outputs
+from train.request import Teacher, teacher_requests, tower_requests
 
-# Images (n, 3, s, s), token ids (n, l) and attention mask (n, l).
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Towers = nn.Module  # an ImageTextModel, or one wrapped for several processes
+_Answer = dict[str, torch.Tensor]
+_SCALE = "logit_scale"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one batch gave: the loss and its terms, means over the processes; everything detached."""
+
+    loss: torch.Tensor
+    terms: Mapping[str, torch.Tensor]
+    outputs: Outputs
 
 
 def compute_gradients(
@@ -25,65 +37,88 @@ def compute_gradients(
     autocast: Callable[[], AbstractContextManager[object]],
     num_parts: int = 1,
     seed: tuple[int, ...] = (0,),
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Add this batch's gradients to the parameters; return the loss and its terms, both means over the processes and detached.
+) -> StepResult:
+    """Add this batch's gradients to the parameters.
 
-    With `num_parts` above 1 every sample still sees the whole batch as negatives: features are computed part by part without a graph, the
-    loss gives the gradient of each feature, and a second pass carries those into the towers (Gao et al. 2021, arXiv 2101.06983). It costs
-    one more forward pass. `seed` fixes dropout, so that both passes draw alike.
+    The loss is computed on copies of the towers' outputs, and its gradients are then carried into the towers. With `num_parts` above 1
+    the outputs are computed part by part without a graph first, and once more with one for the second half (Gao et al. 2021, arXiv
+    2101.06983): every sample still sees the whole batch as negatives, and layers of the losses still see all of it, at the price of one
+    more forward pass. `seed` fixes dropout, so that both passes draw alike.
     """
+    parts = inputs.split(num_parts)
+    requests = tower_requests(objective.needs)
+    answers: list[_Answer] = []
+    for number, part in enumerate(parts):
+        _seed_dropout(seed, number)
+        if num_parts == 1:
+            with autocast():
+                answers.append(towers(part, requests))
+        else:
+            with torch.no_grad(), autocast():
+                answers.append(_unwrap(towers)(part, requests))
+    copies = {
+        key: value.detach().requires_grad_(value.requires_grad or num_parts > 1)
+        for key, value in _join(answers).items()
+    }
+    tensors = {key: value for key, value in copies.items() if key != _SCALE}
+    tensors |= inputs.fields | _ask_teacher(objective, parts, autocast)
+    outputs = Outputs(tensors=tensors, logit_scale=copies[_SCALE], world=world)
+    loss, terms = objective(outputs)
+    loss.backward()
+    gradients = {key: value.grad for key, value in copies.items()}
     if num_parts == 1:
-        _seed_dropout(seed, 0)
-        with autocast():
-            images, texts, scale = towers(*inputs)
-        loss, terms = objective(Outputs(image_features=images, text_features=texts, logit_scale=scale, world=world))
-        loss.backward()
+        _carry(answers[0], gradients)
     else:
-        loss, terms = _compute_in_parts(towers, objective, inputs, world, autocast, num_parts, seed)
+        chunks = {
+            key: value.chunk(num_parts) for key, value in gradients.items() if value is not None and key != _SCALE
+        }
+        for number, part in enumerate(parts):
+            is_last = number == num_parts - 1
+            _seed_dropout(seed, number)
+            # Processes exchange gradients once, with the last part; the scale's gradient is whole already and enters there.
+            with _without_exchange(towers) if not is_last else nullcontext():
+                with autocast():
+                    answer = towers(part, requests)
+                own = {key: value[number] for key, value in chunks.items()}
+                _carry(answer, {**own, _SCALE: gradients[_SCALE] if is_last else None})
     # The towers' gradients were averaged on the way (DistributedDataParallel); a loss's own parameters are few.
     for parameter in objective.parameters():
         if parameter.grad is not None:
             parameter.grad = world.mean(parameter.grad)
-    return world.mean(loss), {name: world.mean(term) for name, term in terms.items()}
+    return StepResult(world.mean(loss), {name: world.mean(term) for name, term in terms.items()}, outputs)
 
 
-def _compute_in_parts(
-    towers: Towers,
-    objective: Objective,
-    inputs: Inputs,
-    world: World,
-    autocast: Callable[[], AbstractContextManager[object]],
-    num_parts: int,
-    seed: tuple[int, ...],
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    parts: list[Inputs] = list(zip(*(value.chunk(num_parts) for value in inputs), strict=True))
-    inner = towers.module if isinstance(towers, DistributedDataParallel) else towers
-    cached = []
-    for number, part in enumerate(parts):
-        _seed_dropout(seed, number)
-        with torch.no_grad(), autocast():
-            cached.append(inner(*part))
-    images = torch.cat([features[0] for features in cached]).requires_grad_()
-    texts = torch.cat([features[1] for features in cached]).requires_grad_()
-    scale = cached[0][2].detach().requires_grad_()
-    loss, terms = objective(Outputs(image_features=images, text_features=texts, logit_scale=scale, world=world))
-    loss.backward()
-    assert images.grad is not None
-    assert texts.grad is not None
-    assert scale.grad is not None
-    gradients = zip(images.grad.chunk(num_parts), texts.grad.chunk(num_parts), strict=True)
-    for number, (part, (image_gradient, text_gradient)) in enumerate(zip(parts, gradients, strict=True)):
-        is_last = number == len(parts) - 1
-        _seed_dropout(seed, number)
-        # Processes exchange gradients once, with the last part; the scale's gradient is whole already and enters there.
-        with _without_exchange(towers) if not is_last else nullcontext():
-            with autocast():
-                part_images, part_texts, part_scale = towers(*part)
-            torch.autograd.backward(
-                [part_images, part_texts, part_scale],
-                [image_gradient, text_gradient, scale.grad if is_last else torch.zeros_like(scale)],
-            )
-    return loss, terms
+def _carry(answer: _Answer, gradients: Mapping[str, torch.Tensor | None]) -> None:
+    """Go on backwards from the towers' outputs; a parameter that no loss reaches gets a zero, for which the other processes wait."""
+    reached = {key: value for key, value in answer.items() if value.requires_grad}
+    found = {key: gradients.get(key) for key in reached}
+    torch.autograd.backward(
+        list(reached.values()),
+        [torch.zeros_like(value) if found[key] is None else found[key] for key, value in reached.items()],
+    )
+
+
+@torch.no_grad()
+def _ask_teacher(
+    objective: Objective, parts: Sequence[_Answer], autocast: Callable[[], AbstractContextManager[object]]
+) -> _Answer:
+    requests = teacher_requests(objective.needs)
+    if objective.teacher is None or not requests:
+        return {}
+    with autocast():
+        answer = _join([objective.teacher(part, requests) for part in parts])
+    return {Teacher(request).key: answer[request.key] for request in requests}
+
+
+def _join(answers: Sequence[_Answer]) -> _Answer:
+    if len(answers) == 1:
+        return dict(answers[0])
+    joined = {key: torch.cat([answer[key] for answer in answers]) for key in answers[0] if key != _SCALE}
+    return {**joined, _SCALE: answers[0][_SCALE]}
+
+
+def _unwrap(towers: Towers) -> nn.Module:
+    return towers.module if isinstance(towers, DistributedDataParallel) else towers
 
 
 def _without_exchange(towers: Towers) -> AbstractContextManager[object]:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,19 +43,36 @@ class Dataset:
     fingerprint: str
 
     @classmethod
-    def open(cls, path: str, *, cache: str = "", captions: Mapping[str, float] | None = None) -> "Dataset":
+    def open(
+        cls,
+        path: str,
+        *,
+        cache: str = "",
+        captions: Mapping[str, float] | None = None,
+        further: Sequence[str] = (),
+    ) -> "Dataset":
         """Open the dataset in the folder `path`, or of the `index.json` at `path`; local, or any fsspec URL.
 
         `cache` is a local folder for the mapped columns, about 50 bytes a sample and the captions' text, kept between runs and shared by
         all processes that name it; without one, they go to the system's temporary folder. `captions` replaces the mixture the dataset was
-        built with.
+        built with. `further` names caption columns to read besides; one of them is drawn only where the mixture gives it a probability.
         """
         root, location = _locate(path)
         index = DatasetIndex.from_json(_read_index(location), path=location)
         _check_counts(index, location)
         sidecars = [_resolve(root, entry.parquet) for entry in index.shards]
-        mixture = Mixture.resolve(captions or index.captions, caption_columns(sidecars[0]))
-        table = open_table(index, sidecars, mixture.columns, cache or _own_temporary_folder())
+        available = caption_columns(sidecars[0])
+        # A negative caption must not become what a sample without a caption falls back to.
+        shares = {name: share for name, share in (captions or index.captions).items() if share or name not in further}
+        mixture = Mixture.resolve(shares, available)
+        for name in further:
+            if name not in available:
+                raise InputError(
+                    f"a loss reads the caption column {name!r}, the dataset has {', '.join(available)}; "
+                    f"build it with `{name}: 0` in captions, or name another column in the loss's options"
+                )
+        columns = dict.fromkeys([*mixture.columns, *further])
+        table = open_table(index, sidecars, tuple(columns), cache or _own_temporary_folder())
         check_weights(table.weight)
         identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
         return cls(
@@ -95,6 +112,12 @@ class Dataset:
         weights = _join_weights(self.table.uid, given, path)
         digest = hashlib.sha256(self.fingerprint.encode() + weights.tobytes()).hexdigest()
         return replace(self, weights=weights, fingerprint=digest)
+
+    def with_identity(self, digest: str) -> "Dataset":
+        """Return the dataset with what else training reads in its fingerprint; `digest` is that of these values, or empty."""
+        if not digest:
+            return self
+        return replace(self, fingerprint=hashlib.sha256(f"{self.fingerprint} {digest}".encode()).hexdigest())
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compare the sha256 of every tar and sidecar with the index; raises `StaleDatasetError` at the first that differs."""

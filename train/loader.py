@@ -7,8 +7,9 @@ dataset (index.py) -> order of the epoch (sampler.py) -> slice of this rank -> w
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING
 
 import cv2
@@ -18,11 +19,14 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from schemas.errors import InputError, StaleDatasetError
+from train.augment import augment_picture
 from train.cache import SampleTable
 from train.captions import Mixture
+from train.draws import TextDraw
 from train.index import Dataset
 from train.reader import ImageReader, TarFile
-from train.sampler import Indices, position_words, sample_indices, uniforms
+from train.request import Text, View
+from train.sampler import Indices, further_seeds, position_words, sample_indices, uniforms
 from train.workers import Pixels, Request, WorkerPool
 
 if TYPE_CHECKING:
@@ -53,6 +57,9 @@ class LoaderConfig:
     epoch_samples: int = 0  # draws per epoch; 0: as many as samples with a positive weight
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the picture's area that is kept
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of what is kept
+    views: tuple[View, ...] = (View(),)  # pictures of each sample; none: nothing is read or decoded
+    texts: tuple[Text, ...] = (Text(),)  # texts of each sample
+    view_scale: tuple[float, float] = (0.08, 1.0)  # as `crop_scale`, of the augmented views
     num_workers: int = 2  # processes per rank; 0: decode in this process
     prefetch: int = 3  # batches being made ahead of the one in use
     pin_memory: bool = False  # for copies to a GPU beside its work
@@ -73,18 +80,41 @@ class LoaderConfig:
 class Batch:
     """One rank's share of a step, in the order of the epoch."""
 
-    images: "torch.Tensor"  # uint8 (rows, 3, S, S), channels last in memory; the trainer normalises on its device
-    texts: list[str]
+    # uint8 (rows, views, 3, S, S), channels last in memory; the trainer normalises on its device
+    pictures: "torch.Tensor"
+    captions: list[
+        list[str]
+    ]  # of each sample, the texts that the configuration asks for, one after the other; "" where there is none
     uids: list[str]
     indices: Indices  # rows of the dataset
+    seeds: list[int]  # one per sample, for whatever else is drawn
     step: int
     epoch: int
+
+    @property
+    def images(self) -> "torch.Tensor":
+        """The first view: uint8 (rows, 3, S, S)."""
+        return self.pictures[:, 0]
+
+    @property
+    def texts(self) -> list[str]:
+        """The first text of each sample."""
+        return [texts[0] for texts in self.captions]
 
 
 class Loader:
     """Makes the batches of one rank; a context manager, whose end stops the workers."""
 
-    def __init__(self, dataset: Dataset, config: LoaderConfig, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        partners: Mapping[str, Indices] | None = None,
+    ) -> None:
+        """`partners`: for each column of uids that a view names, the row of that sample for every row of the dataset."""
         if config.batch_size % world_size:
             raise InputError(
                 f"batch_size {config.batch_size} is not a multiple of the {world_size} processes; choose one that is"
@@ -100,13 +130,15 @@ class Loader:
                 f"an epoch of {self.epoch_samples} samples does not fill one batch of {config.batch_size}; lower batch_size"
             )
         self._order: tuple[int, Indices] = (-1, np.zeros((0, 0), dtype=np.int64))
-        job = _TrainJob(dataset.table, dataset.tars, dataset.mixture, config)
+        draws = [TextDraw.resolve(text, dataset.table.columns) for text in config.texts]
+        job = _TrainJob(dataset.table, dataset.tars, dataset.mixture, config, draws, partners or {})
         self._pool = WorkerPool(
             job,
             max_rows=self._rows,
             image_size=config.image_size,
             num_workers=config.num_workers,
             prefetch=config.prefetch,
+            num_views=len(config.views),
         )
 
     def __enter__(self) -> "Loader":
@@ -126,8 +158,13 @@ class Loader:
             self.epoch_samples,
             self.config.crop_scale,
             self.config.crop_ratio,
+            *((self.config.views, self.config.texts, self.config.view_scale) if self._draws_further else ()),
         )
         return hashlib.sha256(f"{self.dataset.fingerprint} {chosen}".encode()).hexdigest()
+
+    @property
+    def _draws_further(self) -> bool:
+        return self.config.views != (View(),) or self.config.texts != (Text(),)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -142,11 +179,15 @@ class Loader:
         import torch
 
         for filled in self._pool.run(self._requests(start_step)):
-            step, epoch, _ = filled.request.key
+            step, epoch, first = filled.request.key
             images = torch.from_numpy(filled.images)
+            width = len(filled.texts) // self._rows
             yield Batch(
-                images=(images.pin_memory() if self.config.pin_memory else images).permute(0, 3, 1, 2),
-                texts=filled.texts,
+                pictures=(images.pin_memory() if self.config.pin_memory else images)
+                .reshape(self._rows, len(self.config.views), *images.shape[1:])
+                .permute(0, 1, 4, 2, 3),
+                captions=[filled.texts[row * width : (row + 1) * width] for row in range(self._rows)],
+                seeds=further_seeds(self.config.seed, epoch, first, first + self._rows) if self._draws_further else [],
                 uids=self.dataset.table.uids(filled.request.indices),
                 indices=filled.request.indices,
                 step=step,
@@ -187,13 +228,15 @@ class _TrainJob:
     tars: Sequence[TarFile]
     mixture: Mixture
     config: LoaderConfig
+    draws: Sequence[TextDraw]
+    partners: Mapping[str, Indices]
 
     def __post_init__(self) -> None:
         self._reader = ImageReader(self.tars)
         self._decoder = Decoder()
 
     def __reduce__(self) -> "tuple[type[_TrainJob], tuple[object, ...]]":
-        return type(self), (self.table, self.tars, self.mixture, self.config)
+        return type(self), (self.table, self.tars, self.mixture, self.config, self.draws, self.partners)
 
     def start(self) -> None:
         use_one_thread()
@@ -202,17 +245,35 @@ class _TrainJob:
         _, epoch, position = key
         start = position + first
         draws = uniforms(position_words(self.config.seed, epoch, start, start + len(indices)))
+        seeds = further_seeds(self.config.seed, epoch, start, start + len(indices))
+        for number, view in enumerate(self.config.views):
+            self._fill_view(view, indices, draws, seeds, images[number :: len(self.config.views)])
+        texts: list[str] = []
+        for index, draw, seed in zip(indices.tolist(), draws, seeds, strict=True):
+            captions = self.table.captions(index)
+            drawn = self.mixture.draw(captions, float(draw[0]), float(draw[1]))
+            for number, source in enumerate(self.draws):
+                texts += source.draw(captions, drawn, seed, number)
+        return texts
+
+    def _fill_view(
+        self, view: View, indices: Indices, draws: npt.NDArray[np.float64], seeds: Sequence[int], images: Pixels
+    ) -> None:
+        config = self.config
+        if view.column:
+            indices = self.partners[view.column][indices]
+        # An augmented view draws from a generator of its own, seeded like everything else by the position.
+        further = [Random(seed ^ view.number) for seed in seeds] if view.number else []
+        scale = config.view_scale if view.number else config.crop_scale
 
         def choose(row: int) -> Callable[[int, int], Box]:
-            config = self.config
-            return lambda height, width: random_box(height, width, draws[row, 2:], config.crop_scale, config.crop_ratio)
+            own = np.array([further[row].random() for _ in range(22)]) if further else draws[row, 2:]
+            return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
         places = (self.table.shard[indices], self.table.offset[indices], self.table.size[indices])
         fill_images(self._reader, self._decoder, places, choose, images)
-        return [
-            self.mixture.draw(self.table.captions(index), float(draw[0]), float(draw[1]))
-            for index, draw in zip(indices.tolist(), draws, strict=True)
-        ]
+        for image, generator in zip(images, further, strict=False):
+            augment_picture(image, generator)
 
 
 @dataclass

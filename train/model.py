@@ -4,10 +4,12 @@ A ViT becomes a `CLIPModel`, a ConvNeXt a `VisionTextDualEncoderModel` with CLIP
 ours. Any CLIP, SigLIP or dual-encoder folder or hub id can be loaded here too, to start from or to evaluate.
 """
 
+import copy
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 from schemas.errors import InputError
 from train.config import ModelConfig
+from train.request import Patches, Pooled, Request, Shape, Text, Tokens, wanted_texts, wanted_views
 from train.tokenizer import load_tokenizer, require_revision, tokenize
 
 if TYPE_CHECKING:
@@ -86,17 +89,42 @@ class ImageTextModel(nn.Module):
         """The length of a feature vector."""
         return int(getattr(self.network.config, "projection_dim", 0) or self.network.config.text_config.hidden_size)
 
-    def forward(
-        self, images: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return image features, text features and the factor on their cosine similarities."""
-        return self.encode_image(images), self.encode_ids(input_ids, attention_mask), self.logit_scale.exp()
+    @property
+    def shape(self) -> Shape:
+        """What losses with layers of their own must know."""
+        config = self.network.config
+        vision = config.vision_config
+        return Shape(
+            embed_dim=self.embed_dim,
+            image_width=int(vision.hidden_sizes[-1] if vision.model_type == "convnext" else vision.hidden_size),
+            text_width=int(config.text_config.hidden_size),
+            vocab_size=len(self.tokenizer),
+            context_length=self.context_length,
+            is_text_causal=self._is_causal,
+        )
+
+    def forward(self, inputs: Mapping[str, torch.Tensor], requests: Sequence[Request]) -> dict[str, torch.Tensor]:
+        """Return what the requests ask the towers for, by key, and the factor on cosines as `logit_scale`.
+
+        `inputs` holds each view's pictures (n, 3, size, size) under its key, and each text's ids and attention mask, (n, length) or
+        (n, count, length), under its key with `.ids` and `.mask`. Each tower runs once, on everything; one that nobody asks does not run.
+        """
+        found = {"logit_scale": self.logit_scale.exp()}
+        views = wanted_views(requests)
+        if views:
+            answer = self._run_images(torch.cat([inputs[view.key] for view in views]), requests)
+            for view, features, pooled, patches in zip(views, *answer.chunk(len(views)), strict=True):
+                found |= {view.key: features, Pooled(view).key: pooled, Patches(view).key: patches}
+        texts = wanted_texts(requests)
+        if texts:
+            parts = [(text, inputs[f"{text.key}.ids"], inputs[f"{text.key}.mask"]) for text in texts]
+            found |= self._run_texts(parts, requests)
+        asked = {request.key for request in requests} | {"logit_scale"}
+        return {key: value for key, value in found.items() if key in asked}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return (n, embed_dim) unit features of images (n, 3, size, size): uint8 RGB, or floats normalised already."""
-        if images.dtype == torch.uint8:
-            images = (images.to(self.device).float() / 255 - self._mean) / self._std
-        return _unit(self.network.get_image_features(pixel_values=images.to(self.device)))
+        return _unit(self.network.get_image_features(pixel_values=self._normalise(images)))
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Return (n, embed_dim) unit features of texts, cut to the context length."""
@@ -107,10 +135,57 @@ class ImageTextModel(nn.Module):
         mask = {} if self._is_causal or self._is_padded else {"attention_mask": attention_mask.to(self.device)}
         return _unit(self.network.get_text_features(input_ids=input_ids.to(self.device), **mask))
 
+    def freeze(self, *, images: bool, texts: bool) -> None:
+        """Keep a tower as it is from now on, and out of the optimizer and of the exchange between processes."""
+        for is_frozen, names in (
+            (images, ("vision_model", "visual_projection")),
+            (texts, ("text_model", "text_projection")),
+        ):
+            for name in names:
+                if is_frozen and hasattr(self.network, name):
+                    getattr(self.network, name).requires_grad_(False)
+
+    def copy(self) -> "ImageTextModel":
+        """Return a model with weights of its own and the same tokenizer."""
+        network = copy.deepcopy(self.network)
+        return ImageTextModel(network, self.tokenizer, image_size=self.image_size, mean=self.mean, std=self.std)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and attention mask (n, length) of texts; safe to call from a thread beside the training."""
         with self._tokenizer_lock:
             return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype == torch.uint8:
+            images = (images.to(self.device).float() / 255 - self._mean) / self._std
+        return images.to(self.device)
+
+    def _run_images(self, images: torch.Tensor, requests: Iterable[Request]) -> "_ImageAnswer":
+        if not any(isinstance(request, Pooled | Patches) for request in requests):
+            features = self.encode_image(images)
+            return _ImageAnswer(features, features, features)
+        hidden = self.network.vision_model(pixel_values=self._normalise(images))
+        pooled, patches = hidden.pooler_output, hidden.last_hidden_state
+        if patches.ndim == 4:  # a convolutional tower's map
+            patches = patches.flatten(2).transpose(1, 2)
+        projection = getattr(self.network, "visual_projection", nn.Identity())
+        return _ImageAnswer(_unit(projection(pooled)), pooled.float(), patches.float())
+
+    def _run_texts(
+        self, parts: Sequence[tuple[Text, torch.Tensor, torch.Tensor]], requests: Iterable[Request]
+    ) -> dict[str, torch.Tensor]:
+        rows = [ids[..., 0].numel() for _, ids, _ in parts]
+        ids = torch.cat([ids.flatten(0, -2) for _, ids, _ in parts]).to(self.device)
+        mask = torch.cat([mask.flatten(0, -2) for _, _, mask in parts]).to(self.device)
+        masked = {} if self._is_causal or self._is_padded else {"attention_mask": mask}
+        output = self.network.get_text_features(input_ids=ids, **masked)
+        found = {}
+        for (text, own, _), features in zip(parts, torch.split(_unit(output), rows), strict=True):
+            found[text.key] = features.reshape(*own.shape[:-1], -1)
+        if any(isinstance(request, Tokens) for request in requests):
+            for (text, own, _), tokens in zip(parts, torch.split(output.last_hidden_state.float(), rows), strict=True):
+                found[Tokens(text).key] = tokens.reshape(*own.shape, -1)
+        return found
 
     def clamp_logit_scale(self) -> None:
         """Keep the logit scale in [0, ln 100], as CLIP does after every step."""
@@ -126,6 +201,18 @@ class ImageTextModel(nn.Module):
         save_file(weights, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
         settings = _image_processor(self.image_size, self.mean, self.std)
         (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class _ImageAnswer:
+    """What the image tower made; where only features are wanted they stand in for the rest."""
+
+    features: torch.Tensor
+    pooled: torch.Tensor
+    patches: torch.Tensor
+
+    def chunk(self, count: int) -> tuple[tuple[torch.Tensor, ...], ...]:
+        return tuple(part.chunk(count) for part in (self.features, self.pooled, self.patches))
 
 
 def build_model(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> ImageTextModel:

@@ -9,12 +9,12 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -23,12 +23,14 @@ from schemas.errors import InputError, WinnowError
 from schemas.progress import Progress, SilentProgress
 from train import checkpoint as checkpoints
 from train.checkpoint import TrainState
+from train.columns import SampleColumns, open_columns
 from train.config import TrainConfig, first_difference
 from train.distributed import World, join_world, num_threads, wrap_towers
 from train.evaluate import evaluate_model
-from train.gradients import Inputs, compute_gradients
+from train.gradients import compute_gradients
 from train.index import Dataset
-from train.loader import Batch, Loader, LoaderConfig
+from train.inputs import InputMaker, prefetch
+from train.loader import Loader, LoaderConfig
 from train.loss import Objective
 from train.metrics import MetricsLog, SilentLog
 from train.model import ImageTextModel, build_model, load_model, load_weights
@@ -40,6 +42,8 @@ from train.optim import (
     set_learning_rate,
     training_tensors,
 )
+from train.request import Column, tower_requests, wanted_columns, wanted_texts, wanted_views
+from train.sample_losses import SampleLosses
 from train.signals import StopSignal
 from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
 
@@ -81,16 +85,21 @@ def train(dataset: str, out: str, config: TrainConfig, *, progress: Progress | N
 def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress: Progress) -> TrainReport:
     # ---- Data ---------------------------------------------------------------------------------------------------------
     torch.set_num_threads(num_threads(world, config.num_threads))
-    data = _open_dataset(dataset, config, world)
+    objective = Objective(config.losses)
+    data = _open_dataset(dataset, config, objective, world)
+    columns = open_columns(data, wanted_columns(objective.needs), config.columns)
+    data = data.with_identity(columns.digest)
     last = _find_last(run, data, config)
 
     # ---- Model and optimizer ------------------------------------------------------------------------------------------
     tokenizer_folder = _prepare_tokenizer(run, data, config, world)
     model = _make_model(config, tokenizer_folder).to(world.device).train()
-    objective = Objective(config.losses).to(world.device)
+    _build_objective(objective, model, columns, config)
+    objective.to(world.device)
     trained = nn.ModuleDict({"model": model, "objective": objective})
     optimizer = make_optimizer(trained, config)
-    loader = Loader(data, _loader_config(config, model, world.device), rank=world.rank, world_size=world.size)
+    loader = _make_loader(data, columns, config, objective, model, world)
+    sample_losses = SampleLosses(data, world, objective.needs) if config.sample_losses else None
     num_steps = config.num_steps(loader.steps_per_epoch)
 
     # ---- Where the run stands -----------------------------------------------------------------------------------------
@@ -98,7 +107,10 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     if last is not None:
         step = checkpoints.load_state(last).step
         load_weights(model, last)
-        load_training_tensors(optimizer, trained, checkpoints.load_optimizer_state(last))
+        saved = checkpoints.load_optimizer_state(last)
+        load_training_tensors(optimizer, trained, saved)
+        if sample_losses is not None:
+            sample_losses.load(saved)
     if last is not None and step >= num_steps:
         logger.info("training is finished run=%s step=%d", run, step)
         _remove_old(run, config, num_steps, world)
@@ -124,7 +136,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             dataset_fingerprint=data.fingerprint,
             config=config.to_dict(),
         )
-        checkpoints.save_checkpoint(run, state, model, training_tensors(optimizer, trained), tokenizer_folder)
+        tensors = training_tensors(optimizer, trained) | (sample_losses.tensors() if sample_losses is not None else {})
+        checkpoints.save_checkpoint(run, state, model, tensors, tokenizer_folder)
 
     # ---- The loop -----------------------------------------------------------------------------------------------------
     with ExitStack() as stack:
@@ -134,14 +147,15 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.enter_context(loader)
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
-        batches = stack.enter_context(closing(_prefetch(loader.batches(step), model, world.device)))
+        maker = InputMaker(model, objective.needs, columns, world.device)
+        batches = stack.enter_context(closing(prefetch(loader.batches(step), maker)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
             # Update
             rate = learning_rate(step, num_steps, config)
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad(set_to_none=True)
-            loss, terms = compute_gradients(
+            result = compute_gradients(
                 *(towers, objective, inputs),
                 world=world,
                 autocast=autocast,
@@ -151,19 +165,22 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             gradient_norm = clip_gradients(trained, config.grad_clip)
             optimizer.step()
             model.clamp_logit_scale()
+            objective.follow(model)
+            if sample_losses is not None:
+                sample_losses.add(result.outputs, inputs.indices)
             step += 1
 
             # Record
             is_evaluated = bool(config.eval_every) and (step % config.eval_every == 0 or step == num_steps)
             is_logged = step == 1 or step % config.log_every == 0 or step == num_steps or is_evaluated
             if is_logged:
-                shown = _finite_loss(loss, step)
+                shown = _finite_loss(result.loss, step)
                 metrics = {
                     "step": step,
                     "epoch": step / loader.steps_per_epoch,
                     "samples_seen": step * config.batch_size,
                     "loss": shown,
-                    **{name: term.item() for name, term in terms.items()},
+                    **{name: term.item() for name, term in result.terms.items()},
                     "logit_scale": model.logit_scale.exp().item(),
                     "lr": rate,
                     "grad_norm": gradient_norm.item(),
@@ -179,10 +196,12 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             # Asking the other processes waits for the device, so a GPU run asks only where it waits anyway.
             is_stopping = (is_logged or world.device.type == "cpu") and world.any(bool(stop.name))
             if step % config.save_every == 0 or step == num_steps or is_stopping:
-                _finite_loss(loss, step)
+                _finite_loss(result.loss, step)
                 if world.is_main:
                     log.sync()
                     save()
+                    if sample_losses is not None and (is_stopping or step == num_steps):
+                        sample_losses.write(run)
                     _remove_old(run, config, num_steps, world)
                 world.wait()
             if step == num_steps:
@@ -198,14 +217,15 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     return _report(run, checkpoints.find_checkpoint(run), step, config, world, was_finished=False)
 
 
-def _open_dataset(dataset: str, config: TrainConfig, world: World) -> Dataset:
+def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world: World) -> Dataset:
     share = world.size * config.grad_accumulation
     if config.batch_size % share:
         raise InputError(
             f"batch_size {config.batch_size} does not divide into {world.size} processes x {config.grad_accumulation} parts; "
             f"use a multiple of {share}"
         )
-    data = Dataset.open(dataset, captions=config.captions or None)
+    further = dict.fromkeys(column for text in wanted_texts(objective.needs) for column in text.columns)
+    data = Dataset.open(dataset, captions=config.captions or None, further=tuple(further))
     return data.with_weights(config.weights) if config.weights else data
 
 
@@ -259,8 +279,31 @@ def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
     return model
 
 
-def _loader_config(config: TrainConfig, model: ImageTextModel, device: torch.device) -> LoaderConfig:
-    return LoaderConfig(
+def _build_objective(objective: Objective, model: ImageTextModel, columns: SampleColumns, config: TrainConfig) -> None:
+    """Give the losses their layers, which depend on the seed alone, and keep out of training what they do not train."""
+    shape = replace(model.shape, num_labels=columns.num_labels, widths=columns.widths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        objective.build(shape, model.copy)
+    asked = tower_requests(objective.needs)
+    model.freeze(images=objective.locks_images or not wanted_views(asked), texts=not wanted_texts(asked))
+    if objective.initial_logit_scale and not config.init:
+        model.logit_scale.data.fill_(math.log(objective.initial_logit_scale))
+
+
+def _make_loader(
+    data: Dataset,
+    columns: SampleColumns,
+    config: TrainConfig,
+    objective: Objective,
+    model: ImageTextModel,
+    world: World,
+) -> Loader:
+    views = wanted_views(objective.needs)
+    partners = {view.column: columns.arrays[Column(name=view.column, kind="uid").key] for view in views if view.column}
+    settings = LoaderConfig(
+        views=views,
+        texts=wanted_texts(objective.needs),
         batch_size=config.batch_size,
         image_size=model.image_size,
         num_workers=config.num_workers,
@@ -268,7 +311,16 @@ def _loader_config(config: TrainConfig, model: ImageTextModel, device: torch.dev
         replacement=config.replacement,
         epoch_samples=config.epoch_samples,
         crop_scale=config.crop_scale,
-        pin_memory=device.type == "cuda",
+        pin_memory=world.device.type == "cuda",
+    )
+    # A sample without a partner shows its own picture; `outputs[Column(..., kind="uid")]` tells.
+    own = np.arange(data.num_samples)
+    return Loader(
+        data,
+        settings,
+        rank=world.rank,
+        world_size=world.size,
+        partners={name: np.where(rows < 0, own, rows) for name, rows in partners.items()},
     )
 
 
@@ -282,29 +334,6 @@ def _autocast(config: TrainConfig, world: World) -> Callable[[], AbstractContext
         config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     return (lambda: torch.autocast(kind, torch.bfloat16)) if wanted else nullcontext
-
-
-def _prefetch(batches: Iterator[Batch], model: ImageTextModel, device: torch.device) -> Generator[Inputs, None, None]:
-    """Yield inputs on the device, one batch ahead: waiting for images and tokenizing hide behind the step before."""
-
-    def fetch() -> Inputs:
-        batch = next(batches)
-        input_ids, mask = model.tokenize(batch.texts)
-        return (
-            batch.images.to(device, non_blocking=True),
-            input_ids.to(device, non_blocking=True),
-            mask.to(device, non_blocking=True),
-        )
-
-    with ThreadPoolExecutor(1, "winnow-prefetch") as pool:
-        ahead = pool.submit(fetch)
-        try:
-            while True:
-                inputs = ahead.result()
-                ahead = pool.submit(fetch)
-                yield inputs
-        finally:
-            wait([ahead])  # whoever closes this closes the loader next
 
 
 def _evaluate(model: ImageTextModel, config: TrainConfig) -> dict[str, float]:

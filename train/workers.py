@@ -57,7 +57,7 @@ class Job(Protocol):
         """Prepare a worker process: called once, in the worker only."""
 
     def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
-        """Write the picture of `indices[i]` into `images[i]` (S, S, 3) and return the texts.
+        """Write the pictures of `indices[i]` into `images[i * v]` and the v - 1 after it, (S, S, 3) each, and return the texts.
 
         `key` is the request's; `indices[0]` is row `first` of the request.
         """
@@ -73,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Filled:
-    """A filled batch; the memory of `images` (rows, S, S, 3) is used again when nothing refers to it any more."""
+    """A filled batch; the memory of `images` (rows x views, S, S, 3) is used again when nothing refers to it any more."""
 
     request: Request
     images: Pixels
@@ -87,6 +87,7 @@ class Layout:
     num_slots: int
     max_rows: int
     image_size: int
+    num_views: int = 1  # pictures per row
 
     @property
     def num_bytes(self) -> int:
@@ -100,7 +101,7 @@ class Layout:
         for slot in range(self.num_slots):
             start = slot * self._slot_bytes
             indices = np.frombuffer(memory, dtype=np.int64, count=self.max_rows, offset=start)
-            shape = (self.max_rows, self.image_size, self.image_size, 3)
+            shape = (self.max_rows * self.num_views, self.image_size, self.image_size, 3)
             pixels = np.frombuffer(
                 memory, dtype=np.uint8, count=int(np.prod(shape)), offset=start + 8 * self.max_rows
             ).reshape(shape)
@@ -109,7 +110,7 @@ class Layout:
 
     @property
     def _slot_bytes(self) -> int:
-        size = self.max_rows * (8 + 3 * self.image_size**2)
+        size = self.max_rows * (8 + 3 * self.num_views * self.image_size**2)
         return size + -size % 64
 
 
@@ -135,11 +136,13 @@ class WorkerPool:
     Workers start at the first `run` and stay until `close`, the end of the process, or an error.
     """
 
-    def __init__(self, job: Job, *, max_rows: int, image_size: int, num_workers: int, prefetch: int = 3) -> None:
+    def __init__(
+        self, job: Job, *, max_rows: int, image_size: int, num_workers: int, prefetch: int = 3, num_views: int = 1
+    ) -> None:
         self._job = job
         self._num_workers = num_workers
         # Besides the batches being made: the one in use, and the one that is being asked for.
-        self._layout = Layout(max(1, prefetch) + 2, max_rows, image_size)
+        self._layout = Layout(max(1, prefetch) + 2, max_rows, image_size, num_views)
         self._workers: list[_Worker] = []
         self._slots: list[tuple[Indices, Pixels]] = []
         self._tasks: dict[int, _Task] = {}
@@ -169,7 +172,7 @@ class WorkerPool:
     def _run_here(self, requests: Iterator[Request]) -> Iterator[Filled]:
         size = self._layout.image_size
         for request in requests:
-            images = np.empty((len(request.indices), size, size, 3), dtype=np.uint8)
+            images = np.empty((len(request.indices) * self._layout.num_views, size, size, 3), dtype=np.uint8)
             texts = self._job.fill(request.key, 0, request.indices, images)
             yield Filled(request, images, texts)
             del images
@@ -206,7 +209,7 @@ class WorkerPool:
 
     def _hand_out(self, task: _Task, *, may_keep: bool) -> Pixels:
         """Return a task's pictures; its slot is free when the caller has dropped them, or at once where that would stop the workers."""
-        images = self._slots[task.slot][1][: len(task.request.indices)]
+        images = self._slots[task.slot][1][: len(task.request.indices) * self._layout.num_views]
         if not may_keep:
             self._free.append(task.slot)
             return images.copy()
@@ -291,7 +294,8 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
             indices, images = slots[slot]
             answer: list[str] | WinnowError
             try:
-                answer = job.fill(key, first, indices[first:last].copy(), images[first:last])
+                pictures = images[first * layout.num_views : last * layout.num_views]
+                answer = job.fill(key, first, indices[first:last].copy(), pictures)
             except WinnowError as error:
                 answer = error
             except BaseException:  # noqa: BLE001  whatever it is, the parent raises it

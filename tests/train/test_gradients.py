@@ -1,6 +1,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,9 +10,11 @@ from tests.train.processes import run_processes
 from tests.train.test_loss import TwoTerms
 from train.config import ModelConfig
 from train.distributed import World, wrap_towers
-from train.gradients import Inputs, _seed_dropout, compute_gradients
+from train.gradients import _seed_dropout, compute_gradients
+from train.inputs import Inputs
 from train.loss import Objective, Outputs
 from train.model import ImageTextModel, build_model
+from train.request import Text, View
 from train.tokenizer import train_tokenizer
 
 SHAPE = ModelConfig(
@@ -29,9 +32,12 @@ def make_model(dropout: float = 0.0) -> ImageTextModel:
     return model
 
 
-def batch(model: ImageTextModel) -> Inputs:
+def batch(model: ImageTextModel, rows: slice = slice(None)) -> Inputs:
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    return images, *model.tokenize(TEXTS)
+    ids, mask = model.tokenize(TEXTS)
+    towers = {View().key: images, f"{Text().key}.ids": ids, f"{Text().key}.mask": mask}
+    towers = {key: value[rows] for key, value in towers.items()}
+    return Inputs(towers=towers, fields={}, indices=np.arange(8)[rows])
 
 
 def gradients(
@@ -45,19 +51,18 @@ def gradients(
         objective.losses["two"] = TwoTerms()
         objective.weights["two"] = 0.5
     rows = slice(world.rank * 8 // world.size, (world.rank + 1) * 8 // world.size)
-    images, input_ids, mask = batch(model)
-    inputs = (images[rows], input_ids[rows], mask[rows])
+    inputs = batch(model, rows)
     towers = wrap_towers(model, world)
     for _ in range(2):  # the second time shows that nothing is left over
         model.zero_grad()
         objective.zero_grad()
-        loss, terms = compute_gradients(
+        result = compute_gradients(
             towers, objective, inputs, world=world, autocast=nullcontext, num_parts=num_parts, seed=(0, 3)
         )
     modules = nn.ModuleDict({"model": model, "objective": objective})
     found = {name: parameter.grad for name, parameter in modules.named_parameters() if parameter.grad is not None}
     assert len(found) == len(list(modules.parameters()))
-    return {"loss": loss, **terms, **found}
+    return {"loss": result.loss, **result.terms, **found}
 
 
 def in_one(world: World) -> dict[str, torch.Tensor]:
@@ -92,11 +97,11 @@ def test_both_passes_draw_the_same_dropout() -> None:
     # The same parts with one graph over both, which needs no second pass.
     model = make_model(0.5)
     features = []
-    for number, part in enumerate(zip(*(value.chunk(2) for value in batch(model)), strict=True)):
+    for number, part in enumerate(batch(model).split(2)):
         _seed_dropout((0, 3), number)
-        features.append(model(*part))
-    images, texts = (torch.cat([part[side] for part in features]) for side in (0, 1))
-    outputs = Outputs(image_features=images, text_features=texts, logit_scale=model.logit_scale.exp())
+        features.append(model(part, (View(), Text())))
+    tensors = {request.key: torch.cat([part[request.key] for part in features]) for request in (View(), Text())}
+    outputs = Outputs(tensors=tensors, logit_scale=model.logit_scale.exp())
     loss, _ = Objective({"info_nce": 1.0})(outputs)
     loss.backward()
     expected = {f"model.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -8,6 +8,7 @@ import torch
 from schemas.errors import InputError
 from train.config import MODELS, ModelConfig
 from train.model import LOGIT_SCALE_MAX, ImageTextModel, build_model, load_model, load_weights
+from train.request import Patches, Pooled, Text, Tokens, View
 from train.tokenizer import tokenize, train_tokenizer
 
 SHAPES = {
@@ -38,6 +39,13 @@ def images(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+def run(model: ImageTextModel) -> tuple[torch.Tensor, ...]:
+    ids, mask = model.tokenize(TEXTS)
+    inputs = {View().key: images(), f"{Text().key}.ids": ids, f"{Text().key}.mask": mask}
+    found = model(inputs, (View(), Text()))
+    return found[View().key], found[Text().key], found["logit_scale"]
+
+
 def save(model: ImageTextModel, folder: Path) -> Path:
     folder.mkdir()
     model.save(folder)
@@ -47,12 +55,46 @@ def save(model: ImageTextModel, folder: Path) -> Path:
 
 @torch.no_grad()
 def test_features_are_unit_vectors(model: ImageTextModel) -> None:
-    image_features, text_features, scale = model(images(), *model.tokenize(TEXTS))
+    image_features, text_features, scale = run(model)
     assert image_features.shape == text_features.shape == (3, 48)
     torch.testing.assert_close(image_features.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(text_features.norm(dim=1), torch.ones(3))
     assert scale.item() == pytest.approx(1 / 0.07)
     assert model.embed_dim == 48
+
+
+@torch.no_grad()
+def test_everything_asked_for_comes_from_one_run(model: ImageTextModel) -> None:
+    several, second = Text(columns=("rewrite",), count=2), View(number=1)
+    ids, mask = model.tokenize(TEXTS * 2)
+    inputs = {
+        View().key: images(),
+        second.key: images().flip(0),
+        f"{Text().key}.ids": ids[:3],
+        f"{Text().key}.mask": mask[:3],
+        f"{several.key}.ids": torch.stack([ids[:3], ids[:3].flip(0)], dim=1),
+        f"{several.key}.mask": torch.stack([mask[:3], mask[:3].flip(0)], dim=1),
+    }
+    found = model(inputs, (View(), second, Pooled(), Patches(second), Text(), several, Tokens()))
+    plain_images, plain_texts, _ = run(model)
+    torch.testing.assert_close(found[View().key], plain_images)
+    torch.testing.assert_close(found[second.key], plain_images.flip(0))
+    torch.testing.assert_close(found[Text().key], plain_texts)
+    torch.testing.assert_close(found[several.key][:, 1], plain_texts.flip(0))
+    shape = model.shape
+    assert found[Pooled().key].shape == (3, shape.image_width)
+    assert found[Patches(second).key].shape[::2] == (3, shape.image_width)
+    assert found[Tokens().key].shape == (3, ids.shape[1], shape.text_width)
+    assert set(model(inputs, (View(),))) == {View().key, "logit_scale"}
+
+
+def test_a_frozen_tower_has_no_gradients(model: ImageTextModel) -> None:
+    own = model.copy()
+    own.freeze(images=True, texts=False)
+    image_features, text_features, _ = run(own)
+    assert not image_features.requires_grad
+    assert text_features.requires_grad
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -135,7 +177,7 @@ def test_a_siglip_folder_loads(tmp_path: Path, model: ImageTextModel) -> None:
 
 def test_every_parameter_is_trained(model: ImageTextModel) -> None:
     # Several processes wait for the gradient of each.
-    image_features, text_features, scale = model(images(), *model.tokenize(TEXTS))
+    image_features, text_features, scale = run(model)
     ((image_features @ text_features.T) * scale).square().sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     model.zero_grad()

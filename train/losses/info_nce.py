@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 
 from train.loss import Loss, Outputs
+from train.request import Text, View
 
 
 class InfoNCE(Loss):
@@ -18,15 +19,15 @@ class InfoNCE(Loss):
 
     def forward(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Return the loss under its name."""
-        images, texts = outputs.all_image_features, outputs.all_text_features
+        images, texts = outputs.all(View()), outputs.all(Text())
         if self.local_loss:
-            image_logits = outputs.logit_scale * outputs.image_features @ texts.T
-            text_logits = outputs.logit_scale * outputs.text_features @ images.T
+            image_logits = outputs.logit_scale * outputs[View()] @ texts.T
+            text_logits = outputs.logit_scale * outputs[Text()] @ images.T
+            own = outputs.own_rows
         else:
             image_logits = outputs.logit_scale * images @ texts.T
             text_logits = image_logits.T
-        first = outputs.first_row if self.local_loss else 0
-        own = torch.arange(first, first + len(image_logits), device=image_logits.device)
+            own = torch.arange(len(images), device=images.device)
         return {
             "info_nce": (functional.cross_entropy(image_logits, own) + functional.cross_entropy(text_logits, own)) / 2
         }

@@ -1,0 +1,91 @@
+"""Every loss in a real run of the smallest model: it falls, a kill changes nothing, parts give the same curve."""
+
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.losses.scenes import COLUMNS_FILE, write_rich_scenes
+from tests.train.training import TINY, read_bytes, run_training
+from train.config import TrainConfig
+from train.loss import discover_losses
+from train.metrics import read_metrics
+from train.trainer import train
+
+STEPS = 24
+# Losses in the company that their papers keep them in; the others stand alone.
+COMPANY = {
+    "cleanclip": {"info_nce": 1.0},
+    "coca": {"info_nce": 1.0},
+    "concept_distillation": {"info_nce": 1.0},
+    "cyclip": {"info_nce": 1.0},
+    "simclr": {"info_nce": 1.0},
+}
+OPTIONS = {
+    "alip": {"momentum": 0.5},
+    "coca": {"weight": 2.0, "layers": 1, "num_queries": 4},
+    "declip": {"bank_size": 24, "hidden": 32},
+    "dreamlip": {"count": 2},
+    "filip": {"width": 32, "num_tokens": 8},
+    "multi_text": {"count": 2},
+    "simclr": {"hidden": 64, "width": 32},
+}
+# Whatever has buffers, queues or a teacher.
+STATEFUL = ("alip", "declip", "otter")
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rich_scenes(tmp_path_factory.mktemp("rich"))
+
+
+def settings(name: str, dataset: Path, **changes: object) -> dict[str, object]:
+    losses: Mapping[str, object] = {**COMPANY.get(name, {}), name: OPTIONS.get(name, 1.0)}
+    columns = [str(dataset.parent / COLUMNS_FILE)]
+    return {**TINY, "losses": losses, "columns": columns, "samples_seen": 16 * STEPS, "save_every": 1000, **changes}
+
+
+def curve(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("name", discover_losses())
+def test_the_loss_falls(name: str, dataset: Path, tmp_path: Path) -> None:
+    train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings(name, dataset)))
+    found = curve(tmp_path / "run")
+    assert len(found) == STEPS
+    # ALIP's weights rise at first, as its running means come down from 1.
+    first = max(found[:6]) if name == "alip" else np.mean(found[:3])
+    assert np.mean(found[-3:]) < first - 0.02 * abs(first)
+
+
+@pytest.mark.parametrize("name", ["declip", "dreamlip", "lit", "catlip"])
+def test_parts_give_the_same_curve(name: str, dataset: Path, tmp_path: Path) -> None:
+    whole, parts = (settings(name, dataset, samples_seen=16 * 6, grad_accumulation=num_parts) for num_parts in (1, 4))
+    train(str(dataset), str(tmp_path / "whole"), TrainConfig(**whole))
+    train(str(dataset), str(tmp_path / "parts"), TrainConfig(**parts))
+    np.testing.assert_allclose(curve(tmp_path / "parts"), curve(tmp_path / "whole"), rtol=2e-3)
+
+
+def test_killed_runs_with_state_end_like_undisturbed_ones(dataset: Path, tmp_path: Path) -> None:
+    losses = {name: OPTIONS.get(name, 1.0) for name in STATEFUL}
+    config = settings("info_nce", dataset, losses=losses, save_every=3, samples_seen=16 * 8, sample_losses=True)
+    assert run_training(dataset, tmp_path / "one", config).returncode == 0
+    process = run_training(dataset, tmp_path / "other", config, die="80")
+    assert process.returncode == -signal.SIGKILL, process.stdout
+    process = run_training(dataset, tmp_path / "other", config)
+    assert "from_step=3 " in process.stdout
+    ours, theirs = read_bytes(tmp_path / "other"), read_bytes(tmp_path / "one")
+    names = {name: data for name, data in theirs.items() if name != "recipe.yaml"}
+    assert {name: ours[name] for name in names} == names
+    assert "sample_losses.parquet" in names
