@@ -7,6 +7,10 @@ from schemas.errors import InputError
 
 FALLBACK_COLUMN = "alt_text"
 ELEMENTS_SUFFIX = "[*]"
+# An element of a list that says less than this is no caption (LaCLIP, arXiv 2305.20088).
+_MIN_WORDS = 2
+# From here on Unicode has scripts that write whole sentences without a space.
+_FIRST_UNSPACED = "\u2e80"
 
 # What a caption column holds for one sample.
 Caption = str | Sequence[str | None] | None
@@ -47,12 +51,14 @@ class Mixture:
         """Return the text of one sample, given its value in each column and two draws in [0, 1).
 
         A column whose caption is missing or blank is drawn again among the others, in proportion to their probabilities; then come the
-        columns of probability 0, in order. A sample without any text gives the empty string.
+        columns of probability 0, in order. An element of a list that is blank or has fewer than two words gives way to the `alt_text` where
+        there is one, as in LaCLIP: with four rewrites, `alt_text: 0.2, rewrite[*]: 0.8` is its even draw. A sample without any text gives
+        the empty string.
         """
         left = list(range(len(self.columns)))
         while left:
             chosen, draw = self._choose(left, draw)
-            text = _pick(captions[chosen], element_draw)
+            text = self._pick(captions, chosen, element_draw)
             if text:
                 return text
             left.remove(chosen)
@@ -73,10 +79,19 @@ class Mixture:
             point -= share
         return last, draw
 
+    def _pick(self, captions: Sequence[Caption], column: int, draw: float) -> str:
+        """Return a column's caption without the white space around it; of a list an element, evenly drawn, or the web text in its place."""
+        caption = captions[column]
+        if caption is None or isinstance(caption, str):
+            return (caption or "").strip()
+        drawn = (caption[int(draw * len(caption))] or "").strip() if caption else ""
+        if not _says_something(drawn) and FALLBACK_COLUMN in self.columns:
+            original = captions[self.columns.index(FALLBACK_COLUMN)]
+            if isinstance(original, str) and original.strip() and any(text and text.strip() for text in caption):
+                return original.strip()
+        texts = [text.strip() for text in caption if text and text.strip()]
+        return texts[int(draw * len(texts))] if texts else ""
 
-def _pick(caption: Caption, draw: float) -> str:
-    """Return a caption without the white space around it; of a list, an evenly drawn element among those that are not blank."""
-    if caption is None or isinstance(caption, str):
-        return (caption or "").strip()
-    texts = [text.strip() for text in caption if text and text.strip()]
-    return texts[int(draw * len(texts))] if texts else ""
+
+def _says_something(text: str) -> bool:
+    return len(text.split()) >= _MIN_WORDS or any(character >= _FIRST_UNSPACED for character in text)
