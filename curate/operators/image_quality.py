@@ -21,6 +21,8 @@ _BLOCK = 8
 _BAR_RANGE = 24
 _SOLID_DEVIATION = 3.0
 _GREY_CHROMA = 3.0
+# A black drawing with one red arrow is not grey: more pixels than this have a colour that is seen.
+_SEEN_CHROMA, _SEEN_SHARE = 32, 0.002
 _FLAT_RANGE = 2
 _COLOUR_BITS = 4
 _QR_SIDE, _QR_FLAT, _QR_DARK, _QR_BRIGHT, _QR_SHARE = 40, 0.3, 90, 165, 0.08
@@ -37,13 +39,13 @@ class ImageQuality(ShardOperator):
     image_flat_ratio         share of pixels equal to their right and lower neighbours up to 2 levels, 0 to 1; photos below 0.3
     image_num_colours        different colours at 4 bits per channel, 1 to 4,096
     is_image_solid           nothing but one colour: a deviation below 3 levels
-    is_image_grey            no colour: a mean difference between channels below 3 levels
+    is_image_grey            no colour: a mean difference between channels below 3 levels, and above 32 in 1 of 500 pixels at most
     is_image_screenshot      mostly flat, with few colours and sharp edges: screenshots, diagrams, clip art, logos
     image_has_qr_code        a QR code was found and read
     """
 
     name = "image_quality"
-    version = 1
+    version = 2
     reads = ("image",)
     writes = pa.schema([
         ("image_blur_score", pa.float32()),
@@ -87,7 +89,7 @@ def _measure(picture: np.ndarray) -> dict[str, Any]:
         "image_flat_ratio": flat,
         "image_num_colours": num_colours,
         "is_image_solid": bool(luma.std() < _SOLID_DEVIATION),
-        "is_image_grey": bool(_chroma(middle) < _GREY_CHROMA),
+        "is_image_grey": _is_grey(middle),
         "is_image_screenshot": bool(
             flat > 0.55 and num_colours < 220 and luma.std() >= _SOLID_DEVIATION and blur < 0.6
         ),
@@ -170,13 +172,13 @@ def _count_colours(picture: np.ndarray) -> int:
     return int(np.count_nonzero(np.bincount(codes.reshape(-1), minlength=1 << (3 * _COLOUR_BITS))))
 
 
-def _chroma(picture: np.ndarray) -> float:
-    """Return the mean difference between the largest and the smallest channel."""
+def _is_grey(picture: np.ndarray) -> bool:
+    """Tell whether the largest and the smallest channel hardly differ, in the mean and in nearly all pixels."""
     import cv2
 
     red, green, blue = cv2.split(picture)
-    largest, smallest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    return float(cv2.mean(largest)[0] - cv2.mean(smallest)[0])
+    chroma = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
+    return bool(cv2.mean(chroma)[0] < _GREY_CHROMA and (chroma > _SEEN_CHROMA).mean() <= _SEEN_SHARE)
 
 
 def _has_qr_code(luma: np.ndarray, flat: float) -> bool:

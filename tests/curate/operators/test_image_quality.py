@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from curate.operators.image_quality import ImageQuality
 from tests.contract import check_operator, column, picture_input, run
 
-FINGERPRINT = "bcfd9bc46780ae64567115476856c11e11d34edf2c01ba7657f46d0dba4c8ebe"
+FINGERPRINT = "5bcc13589e39ae6209df1a0e1d4dced5dcd29df1dc1677715aac3262ec741b5c"
 
 
 def photo(seed: int = 0, width: int = 240, height: int = 200) -> np.ndarray:
@@ -87,6 +87,15 @@ def test_bars() -> None:
     sides[:, 100:300] = photo(width=200, height=200)
     found = measure(photo(), framed, sides)["image_bar_ratio"]
     assert found == pytest.approx([0.0, 1 / 3, 1 / 2], abs=0.02)
+
+
+def test_a_red_mark_on_a_black_drawing_is_a_colour() -> None:
+    drawing = np.full((100, 100, 3), 255, np.uint8)
+    drawing[20:22, 10:90] = 0
+    marked, speck = drawing.copy(), drawing.copy()
+    marked[60:64, 10:70] = (220, 30, 30)
+    speck[60:63, 10:16] = (220, 30, 30)
+    assert measure(drawing, marked, speck)["is_image_grey"] == [True, False, True]
 
 
 def test_solid_and_grey() -> None:
