@@ -24,7 +24,7 @@ DOORS = {
     "duckdb": ("curate/catalog.py",),
     "simplejpeg": ("curate/images.py", "train/loader.py"),
     "PIL": ("curate/images.py", "train/loader.py", "pipelines/sheet.py", "pipelines/demo/"),
-    "faiss": ("curate/kmeans.py",),
+    "faiss": ("curate/kmeans.py", "train/neighbours.py"),
     "HanTa": ("curate/parsing/tagger.py",),
     "spacy": ("curate/parsing/spacy_parser.py",),
     "rapidocr": ("curate/models/ocr.py",),

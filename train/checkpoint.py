@@ -5,6 +5,7 @@
 to go on from. Equal states give equal bytes.
 """
 
+import io
 import json
 import os
 import re
@@ -12,7 +13,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from schemas.errors import InputError, StaleDatasetError
@@ -140,6 +144,14 @@ def write_file(path: Path, data: bytes) -> None:
     _sync(staging)
     staging.replace(path)
     _sync(path.parent)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as a .npy file, whole or not at all, in a folder that is made where it is missing."""
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_file(path, buffer.getvalue())
 
 
 def _remove_staging(run: Path) -> None:

@@ -47,6 +47,13 @@ class World:
         distributed.all_reduce(total)
         return total / self.size
 
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a detached value over the processes."""
+        total = value.detach().clone()
+        if self.size > 1:
+            distributed.all_reduce(total)
+        return total
+
     def any(self, flag: bool) -> bool:
         """Tell whether the flag is set on any process; all must ask at the same step."""
         if self.size == 1:

@@ -49,6 +49,7 @@ TINY = {
 _SCRIPT = """
 import json, logging, os, signal, sys
 from pathlib import Path
+from pydantic import TypeAdapter
 from schemas.progress import SilentProgress
 from train import checkpoint
 from train.config import TrainConfig
@@ -75,7 +76,7 @@ def publish_or_die(staging, target):
     publish(staging, target)
 
 checkpoint.publish_folder = publish_or_die
-train(dataset, out, TrainConfig(**json.loads(settings)), progress=Progress())
+train(dataset, out, TypeAdapter(TrainConfig).validate_python(json.loads(settings)), progress=Progress())
 """
 
 
