@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from schemas.errors import InputError
+from train.sampling import SamplingConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 LossOption = float | bool | str | tuple[str, ...]
@@ -104,6 +105,7 @@ class TrainConfig:
     )  # caption column -> probability; empty: as the dataset was built
     weights: str = ""  # a Parquet file (uid, weight) in place of the dataset's own weights
     columns: tuple[str, ...] = ()  # Parquet files, or folders of them, with a uid and what losses read besides captions
+    sampling: SamplingConfig | None = None  # how draws depart from the weights
     replacement: bool = True  # draw each sample as often as its weight says; False: never twice in an epoch
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image's area a random crop keeps
     seed: int = 0

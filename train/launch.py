@@ -6,7 +6,6 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def launch_ray(
         train_loop_config={
             "dataset": dataset,
             "out": str(run),
-            "config": asdict(config),
+            "config": config,
             "folder": str(Path.cwd()),
         },
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
@@ -121,7 +120,7 @@ def _train_worker(job: dict[str, Any]) -> None:
     if Path(job["folder"]).is_dir():
         os.chdir(job["folder"])  # relative paths mean what they mean to whoever launched this
     try:
-        train(job["dataset"], job["out"], TrainConfig(**job["config"]))
+        train(job["dataset"], job["out"], job["config"])
     except (InputError, StaleDatasetError) as error:
         write_file(message, str(error).encode())
         raise

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
@@ -31,6 +31,8 @@ from train.workers import Pixels, Request, WorkerPool
 
 if TYPE_CHECKING:
     import torch
+
+    from train.schedule import EpochShape
 
 # top, left, height and width of the part of a picture that is kept, in pixels of the upright picture
 Box = tuple[int, int, int, int]
@@ -102,6 +104,17 @@ class Batch:
         return [texts[0] for texts in self.captions]
 
 
+class EpochOrder(Protocol):
+    """Says what epochs show."""
+
+    @property
+    def shape(self) -> "EpochShape":
+        """How large they are."""
+
+    def batches(self, epoch: int) -> Indices:
+        """Return the rows of the dataset that an epoch shows, shape (steps, batch_size)."""
+
+
 class Loader:
     """Makes the batches of one rank; a context manager, whose end stops the workers."""
 
@@ -113,8 +126,12 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         partners: Mapping[str, Indices] | None = None,
+        schedule: "EpochOrder | None" = None,
     ) -> None:
-        """`partners`: for each column of uids that a view names, the row of that sample for every row of the dataset."""
+        """`partners`: for each column of uids that a view names, the row of that sample for every row of the dataset.
+
+        `schedule` says what epochs show, in place of draws by weight alone.
+        """
         if config.batch_size % world_size:
             raise InputError(
                 f"batch_size {config.batch_size} is not a multiple of the {world_size} processes; choose one that is"
@@ -123,7 +140,10 @@ class Loader:
         self.config = config
         self._rank = rank
         self._rows = config.batch_size // world_size
+        self._schedule = schedule
         self.epoch_samples = config.epoch_samples or int(np.count_nonzero(dataset.weights))
+        if schedule is not None:
+            self.epoch_samples = schedule.shape.epoch_samples
         self.steps_per_epoch = self.epoch_samples // config.batch_size
         if not self.steps_per_epoch:
             raise InputError(
@@ -171,14 +191,14 @@ class Loader:
         """The process ids of the running workers."""
         return self._pool.pids
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of step `start_step` and every later one, epoch after epoch, without end.
+    def batches(self, start_step: int = 0, stop_step: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of step `start_step` and every later one, epoch after epoch, without end or up to `stop_step`.
 
         An image that cannot be read ends it with a `StaleDatasetError` that names the tar and the member: what a build wrote was readable.
         """
         import torch
 
-        for filled in self._pool.run(self._requests(start_step)):
+        for filled in self._pool.run(self._requests(start_step, stop_step)):
             step, epoch, first = filled.request.key
             images = torch.from_numpy(filled.images)
             width = len(filled.texts) // self._rows
@@ -199,9 +219,9 @@ class Loader:
         """Stop the workers; a later `batches` starts new ones."""
         self._pool.close()
 
-    def _requests(self, start_step: int) -> Iterator[Request]:
+    def _requests(self, start_step: int, stop_step: int | None) -> Iterator[Request]:
         step = start_step
-        while True:
+        while stop_step is None or step < stop_step:
             epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
             first = step_in_epoch * self.config.batch_size + self._rank * self._rows
             yield Request((step, epoch, first), self._epoch_order(epoch)[step_in_epoch])
@@ -210,14 +230,20 @@ class Loader:
     def _epoch_order(self, epoch: int) -> Indices:
         """Return this rank's rows of an epoch, shape (steps, rows): the other ranks' are not kept."""
         if self._order[0] != epoch:
-            config = self.config
-            order = sample_indices(
-                self.dataset.weights, self.epoch_samples, config.seed, epoch, replacement=config.replacement
-            )
-            whole = order[: self.steps_per_epoch * config.batch_size].reshape(self.steps_per_epoch, config.batch_size)
+            whole = self._draw_epoch(epoch)
             start = self._rank * self._rows
             self._order = (epoch, whole[:, start : start + self._rows].copy())
         return self._order[1]
+
+    def _draw_epoch(self, epoch: int) -> Indices:
+        """Return the rows of every rank, shape (steps, batch_size)."""
+        if self._schedule is not None:
+            return self._schedule.batches(epoch)
+        config = self.config
+        drawn = sample_indices(
+            self.dataset.weights, self.epoch_samples, config.seed, epoch, replacement=config.replacement
+        )
+        return drawn[: self.steps_per_epoch * config.batch_size].reshape(self.steps_per_epoch, config.batch_size)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from train.distributed import World, join_world, num_threads, wrap_towers
 from train.evaluate import evaluate_model
 from train.gradients import compute_gradients
 from train.index import Dataset
-from train.inputs import InputMaker, prefetch
+from train.inputs import InputMaker
 from train.loader import Loader, LoaderConfig
 from train.loss import Objective
 from train.metrics import MetricsLog, SilentLog
@@ -43,6 +43,7 @@ from train.optim import (
     training_tensors,
 )
 from train.request import Column, tower_requests, wanted_columns, wanted_texts, wanted_views
+from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
 from train.signals import StopSignal
 from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
@@ -89,6 +90,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     data = _open_dataset(dataset, config, objective, world)
     columns = open_columns(data, wanted_columns(objective.needs), config.columns)
     data = data.with_identity(columns.digest)
+    schedule = RunSchedule(data, config, config.sampling, run, world) if config.sampling else None
+    data = data.with_identity(schedule.digest) if schedule else data
     last = _find_last(run, data, config)
 
     # ---- Model and optimizer ------------------------------------------------------------------------------------------
@@ -98,8 +101,9 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     objective.to(world.device)
     trained = nn.ModuleDict({"model": model, "objective": objective})
     optimizer = make_optimizer(trained, config)
-    loader = _make_loader(data, columns, config, objective, model, world)
-    sample_losses = SampleLosses(data, world, objective.needs) if config.sample_losses else None
+    loader = _make_loader(data, columns, config, objective, model, world, schedule)
+    is_recording = config.sample_losses or (config.sampling is not None and config.sampling.feedback is not None)
+    sample_losses = SampleLosses(data, world, objective.needs) if is_recording else None
     num_steps = config.num_steps(loader.steps_per_epoch)
 
     # ---- Where the run stands -----------------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
         maker = InputMaker(model, objective.needs, columns, world.device)
-        batches = stack.enter_context(closing(prefetch(loader.batches(step), maker)))
+        batches = stack.enter_context(closing(follow_epochs(loader, maker, schedule, model, sample_losses, step)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
             # Update
@@ -184,6 +188,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                     "logit_scale": model.logit_scale.exp().item(),
                     "lr": rate,
                     "grad_norm": gradient_norm.item(),
+                    **(schedule.describe(step) if schedule else {}),
                     **(_evaluate(model, config) if is_evaluated and world.is_main else {}),
                 }
                 seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -202,6 +207,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                     save()
                     if sample_losses is not None and (is_stopping or step == num_steps):
                         sample_losses.write(run)
+                    if schedule is not None and step == num_steps:
+                        schedule.finish(step)
                     _remove_old(run, config, num_steps, world)
                 world.wait()
             if step == num_steps:
@@ -298,6 +305,7 @@ def _make_loader(
     objective: Objective,
     model: ImageTextModel,
     world: World,
+    schedule: RunSchedule | None,
 ) -> Loader:
     views = wanted_views(objective.needs)
     partners = {view.column: columns.arrays[Column(name=view.column, kind="uid").key] for view in views if view.column}
@@ -321,6 +329,7 @@ def _make_loader(
         rank=world.rank,
         world_size=world.size,
         partners={name: np.where(rows < 0, own, rows) for name, rows in partners.items()},
+        schedule=schedule,
     )
 
 
