@@ -1,19 +1,22 @@
 """Captions of pictures over real HTTP: the forms, the right picture, what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from curate.columns import Input
+from curate.models.captioner import CAPTIONER_TYPES
 from curate.operators.recaption import Recaption
 from schemas.errors import InputError
+from tests.captioner import make_captioner
 from tests.chat_model import Asked, ChatModel
 from tests.contract import NUM_ROWS, check_operator, column, make_inputs, run
 from tests.hostile import hostile_rows
 from tests.pool import CORRUPT_ROW, FAILED_ROWS, Row, make_rows
 
-FINGERPRINT = "aabf10a8d2768d58642a0fe026f234c10f72fbea8bb8104a50c5bd64e23d0f46"
+FINGERPRINT = "2ebba94c9d37f9345963f5009e7cd18aabf1d541b33bf5fb5f357652fcca0926"
 
 
 def inputs(rows: list[Row]) -> dict[str, Input]:
@@ -39,7 +42,7 @@ def sees(asked: Asked) -> str:
 def test_contract() -> None:
     with ChatModel(sees) as served:
         output = check_operator(
-            Recaption(**settings(served)),
+            Recaption(**settings(served), form="question"),
             fingerprint=FINGERPRINT,
             pinned=Recaption(model="test", engine="openai", url="http://any/v1"),
             inputs=inputs(make_rows(NUM_ROWS)),
@@ -59,8 +62,11 @@ def test_contract() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"form": "plain"}, ""),
+        ({"form": "question"}, "What does the image describe?"),
         ({"form": "question", "length": "long"}, "in detail?"),
         ({"form": "blip"}, "a photo of"),
+        ({"label": "auto"}, "Write a caption of the picture in one sentence"),
         ({"form": "chat"}, "Write a caption of the picture in one sentence"),
         ({"form": "chat", "domain": "satellite"}, "land use, buildings and their density"),
         (
@@ -75,7 +81,8 @@ def test_what_is_asked(given: dict[str, Any], words: str) -> None:
         output = run(Recaption(**settings(served), **given), inputs(make_rows(1)), 1)
         assert words in served.questions[0].texts[0]
         assert column(output, "recaption")[0].startswith("a picture of")
-        assert Recaption(**settings(served), **given).identity() != Recaption(**settings(served)).identity()
+        plain = Recaption(**settings(served)).identity()
+        assert (Recaption(**settings(served), **given).identity() != plain) == ("label" not in given)
 
 
 def test_long_descriptions_keep_their_paragraphs_on_one_line() -> None:
@@ -118,3 +125,16 @@ def test_hostile_pictures_are_rows_like_others() -> None:
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="recaption"):
         Recaption(model="test", engine="openai", url="http://any/v1", **wrong)
+
+
+@pytest.mark.parametrize("kind", CAPTIONER_TYPES)
+def test_captioners_write_unasked(tmp_path: Path, kind: str) -> None:
+    folder = str(make_captioner(tmp_path / "model", kind=kind))
+    operator = Recaption(model=folder, cache="none", max_new_tokens=6)
+    assert operator.question() == ""
+    assert Recaption(model=folder, form="blip").question() == "a photo of"
+    output = run(operator, inputs(make_rows(3)), 3)
+    assert output.errors[0] is None
+    # An untrained captioner says something, or its answer is refused for what it is.
+    assert (column(output, "recaption")[0] is None) == bool(column(output, "recaption_refusal")[0])
+    assert column(output, "recaption_num_tries") == [1, None, 1]
