@@ -23,7 +23,7 @@ def make_captioner(folder: Path, kind: str, *, captions: Sequence[str] = CAPTION
     """Write a folder as `save_pretrained` does, with a tokenizer of the captions' words."""
     import torch
 
-    tokenizer = _make_tokenizer(captions)
+    tokenizer = make_tokenizer(captions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _make_network(kind, len(tokenizer), tokenizer.convert_tokens_to_ids(list(_MARKS)))
@@ -57,7 +57,8 @@ def make_captioner(folder: Path, kind: str, *, captions: Sequence[str] = CAPTION
     return folder
 
 
-def _make_tokenizer(captions: Sequence[str]) -> Any:
+def make_tokenizer(captions: Sequence[str]) -> Any:
+    """Return a tokenizer of the captions' words, one token each, with marks for start, end, padding and pictures."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -162,19 +162,16 @@ class CachedEngine(Engine):
                     known[key] = replace(answer_of_another, is_cached=True)
         return [known[key] for key in keys]
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        """Yield the answers of `generate`."""
-        yield from enumerate(self.generate(requests, sampling))
-
     def _find(self, requests: Mapping[bytes, Request], sampling: Sampling) -> Iterator[tuple[bytes, Answer]]:
         found = self._cache.get(list(requests))
         yield from found.items()
         missing = [key for key in requests if key not in found]
         if not missing:
             return
-        for number, answer in self._engine.stream([requests[key] for key in missing], sampling):
-            self._cache.put(self._digest, [(missing[number], answer)])
-            yield missing[number], answer
+        for together in self._engine.stream([requests[key] for key in missing], sampling):
+            came = [(missing[number], answer) for number, answer in together]
+            self._cache.put(self._digest, came)
+            yield from came
 
     def _claim(
         self, keys: Iterable[bytes]

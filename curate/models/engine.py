@@ -82,9 +82,12 @@ class Engine(ABC):
         Raises InputError where every request would fail alike (a wrong key, a budget that is used up).
         """
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        """Yield (number of the request, its answer) as answers come, in any order; the default waits for all of them."""
-        yield from enumerate(self.generate(requests, sampling))
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
+        """Yield (number of the request, its answer), in any order, those that came together in one list.
+
+        They are kept together or not at all: what a model computed side by side is not mixed with other company after a kill.
+        """
+        yield list(enumerate(self.generate(requests, sampling)))
 
     def close(self) -> None:  # noqa: B027  (most have nothing to let go of)
         """Let go of connections, processes and memory."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from curate.models.answer_cache import AnswerCache, CachedEngine, engine_digest
 from curate.models.budget import Budget, Limits
 from curate.models.engine import Engine
-from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from curate.models.generation import GenerationOperator
@@ -47,7 +46,9 @@ def _make(operator: "GenerationOperator") -> Engine:
             Budget(_limits(operator), spent),
         )
     else:
-        raise InputError(f"engine {operator.engine!r} is unknown")
+        from curate.models.engine_transformers import TransformersEngine
+
+        engine = TransformersEngine(operator.model, operator.revision)
     return CachedEngine(engine, cache) if cache else engine
 
 

@@ -108,10 +108,10 @@ class OpenAiEngine(Engine):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
         """Return an answer for every request, in order."""
-        answers = dict(self.stream(requests, sampling))
+        answers = dict(pair for together in self.stream(requests, sampling) for pair in together)
         return [answers[number] for number in range(len(requests))]
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
         """Yield answers as they come; where the engine stops, first those that are on their way and then its error."""
         came: queue.SimpleQueue[tuple[int, Answer | None]] = queue.SimpleQueue()
         with self._changed:
@@ -122,7 +122,7 @@ class OpenAiEngine(Engine):
             while num_left:
                 number, answer = came.get()
                 if answer is not None:
-                    yield number, answer
+                    yield [(number, answer)]
                 num_left -= 1
                 self._settle(1)
         finally:

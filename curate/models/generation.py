@@ -85,6 +85,10 @@ class GenerationOperator(ShardOperator):
             raise InputError(f"url={self.url!r} is for engine=openai; the {self.engine} engine loads the model itself")
         if self.num_beams > 1 and self.engine != "transformers":
             raise InputError(f"num_beams={self.num_beams} needs engine=transformers")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise InputError(
+                f"num_beams={self.num_beams} looks for the likeliest answer, temperature={self.temperature:g} draws one: choose"
+            )
         if self.budget_money > 0 and self.price_prompt <= 0 and self.price_new <= 0:
             raise InputError(
                 f"budget_money={self.budget_money:g} needs price_prompt= and price_new=, per million tokens"

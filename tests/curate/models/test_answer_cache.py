@@ -34,9 +34,9 @@ class CountingEngine(Engine):
         return {"engine": "counting"}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
-        return [answer for _, answer in self.stream(requests, sampling)]
+        return [answer for ((_, answer),) in self.stream(requests, sampling)]
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[tuple[int, Answer]]]:
         # Last first: an order that nobody may rely on.
         for number in reversed(range(len(requests))):
             if self._stop_after <= 0:
@@ -46,9 +46,9 @@ class CountingEngine(Engine):
             text = requests[number].messages[-1].text
             self.asked[text] += 1
             if self._fail.get(text, 0) >= self.asked[text]:
-                yield number, failed("HTTP 500")
+                yield [(number, failed("HTTP 500"))]
             else:
-                yield number, Answer(text=text.upper(), finish_reason="stop", num_prompt_tokens=3, num_new_tokens=2)
+                yield [(number, Answer(text=text.upper(), finish_reason="stop", num_prompt_tokens=3, num_new_tokens=2))]
 
 
 def ask(text: str, *, seed: int = 0, image: bytes = b"") -> Request:
