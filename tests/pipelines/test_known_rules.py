@@ -103,6 +103,18 @@ def cat(complexity: int, actions: int, matches: bool, *, stays: bool) -> Case:
     return Case(stays=stays, columns=columns)
 
 
+def text(num_matches: int, **other: Any) -> Case:
+    return Case(columns={"synset_match": {"synset_num_matches": num_matches}}, **other)
+
+
+TEXT = [
+    text(1, stays=True),
+    text(0, stays=False),
+    text(7, stays=True),
+    text(1, stays=False, caption=GERMAN),
+    text(1, stays=True, size=(20, 400)),  # no rule of size
+    text(1, stays=True, caption="brown dogs"),  # nor of length
+]
 CAT = [
     cat(1, 1, False, stays=True),
     cat(0, 1, False, stays=False),
@@ -174,6 +186,7 @@ TABLES: dict[str, list[Case]] = {
     "datacomp-clip30": CLIP30,
     "datacomp-image": IMAGE,
     "datacomp-image-and-clip": IMAGE_AND_CLIP,
+    "datacomp-text": TEXT,
     "laion2b": LAION,
     "cat": CAT,
     "t-mars": T_MARS,
