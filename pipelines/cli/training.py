@@ -1,4 +1,4 @@
-"""The commands that make models, and those that run everything: train, evaluate, poison, run, demo."""
+"""The commands that make models, and those that run everything: train, evaluate, poison, run, compare, demo."""
 
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from pipelines.cli.app import (
     show,
     show_json,
 )
+from schemas.errors import InputError
 
 
 @app.command()
@@ -167,6 +168,58 @@ def run_recipe(
 
 
 @app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Recipes (files, or shipped ones) and folders of datasets.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="Datasets, runs and the comparison are made in here.")
+    ],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary", metavar="KEY=VALUE", help="A value of a setting that arms differ in; several make a grid."
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="FILE|NAME", help="Sections train and evaluate for folders of datasets.")
+    ] = "",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="DIR", help=f"What all arms are evaluated on{REPEATABLE}")
+    ] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="Every arm is trained with each.")] = "0,1,2",
+    samples_seen: Annotated[
+        int, typer.Option("--samples-seen", metavar="N", min=0, help="Of every arm; 0: as the recipes say, all alike.")
+    ] = 0,
+    pool: Annotated[str, typer.Option("--pool", metavar="DIR", help="The pool that recipes run over.")] = "pool",
+    address: AddressOption = "",
+    num_workers: WorkersOption = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a grid of recipes or settings with shared seeds and equal budget. Writes one table with spread, and a plot."""
+    from pipelines.compare import CompareConfig
+    from pipelines.compare import compare as run
+    from pipelines.comparison import describe_comparison, format_markdown
+
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError as error:
+        raise InputError(f"--seeds {seeds!r} is not N,N,...") from error
+    config = CompareConfig(
+        sources=tuple(sources),
+        vary=tuple(vary or ()),
+        overrides=tuple(overrides or ()),
+        recipe=recipe,
+        data=tuple(data or ()),
+        seeds=numbers,
+        samples_seen=samples_seen,
+    )
+    with make_executor(address, num_workers) as executor:
+        say = (lambda _: None) if as_json else show
+        comparison = run(config, pool, out, executor=executor, progress=make_progress(), say=say)
+    show_json(describe_comparison(comparison)) if as_json else show(format_markdown(comparison))
+
+
+@app.command()
 def demo(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Everything is written below here.")] = "demo-output",
     scale: Annotated[float, typer.Option("--scale", metavar="X", help="Size of the web and of the training.")] = 1.0,
@@ -192,3 +245,24 @@ def demo(
             port=port or PREFERRED_PORT,
         )
     show_json(describe_demo(report)) if as_json else show(tabulate_demo(report))
+
+
+@app.command("demo-models")
+def demo_models(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="The models' folder.")] = "demo-output/models",
+    as_json: JsonFlag = False,
+) -> None:
+    """Train the demo's captioner and rewriter, for the recipes demo-alip and demo-laclip, and measure them on unseen scenes."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from pipelines.demo.render import tabulate_text_models
+    from pipelines.demo.text_models import TextModelConfig, train_text_models
+    from pipelines.demo.text_report import measure_text_models
+
+    folder = Path(out)
+    train_text_models(folder, TextModelConfig(), progress=make_progress())
+    report = measure_text_models(folder)
+    show_json(asdict(report)) if as_json else show(tabulate_text_models(report))
+    if not as_json:
+        typer.echo(folder)

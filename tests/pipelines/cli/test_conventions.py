@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
+    "compare": "SOURCES --out --vary --set --recipe --data --seeds --samples-seen --pool --address --num-workers --json",
     "demo": "--out --scale --port --json --num-workers",
 }
 HEAVY = (
