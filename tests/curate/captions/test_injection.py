@@ -17,6 +17,7 @@ from curate.operators.rewrite import Rewrite
 from tests.chat_model import Asked, ChatModel
 from tests.contract import picture_input, run
 from tests.injection import OBEYED, attacks, obey, plainly_framed, secrets, table
+from tests.language_model import WORDS, make_language_model
 
 DOCUMENT = Path(__file__).parents[3] / "docs/prompt-injection.md"
 TEXTS = list(attacks().values())
@@ -99,3 +100,25 @@ def test_operators_give_no_row_another_rows_text_and_obey_none(make: Callable[..
         said = str([values[row].as_py() for values in output.columns.values()])
         assert OBEYED not in said
         assert not any(word in said for other, word in own.items() if other != row)
+
+
+@pytest.mark.parametrize("form", ["completion", "chat"])
+def test_a_local_model_says_the_same_of_a_row_whatever_stands_beside_it(tmp_path: Path, form: str) -> None:
+    folder = make_language_model(tmp_path / "model", context=2048, has_template=form == "chat")
+    texts = [f"{text} {WORDS[number]}" for number, text in enumerate(TEXTS)]
+    victims = [f"{WORDS[number]} {WORDS[-1 - number]}" for number in range(len(TEXTS))]
+    mixed = [text for pair in zip(victims, texts, strict=True) for text in pair]
+    operator = Rewrite(model=str(folder), form=form, cache="none", num_tries=1, max_new_tokens=8)
+
+    def inputs_of(captions: Sequence[str], step: int) -> dict[str, Input]:
+        uids = [f"{row * step:032x}" for row in range(len(captions))]
+        return {"uid": column_of(uids), "alt_text": column_of(captions)}
+
+    alone = run(operator, inputs_of(victims, 2), len(victims))
+    beside = run(operator, inputs_of(mixed, 1), len(mixed))
+    assert beside.errors == [None] * len(mixed)
+    for name in ("rewrite", "rewrite_refusals", "rewrite_prompt_digests", "rewrite_finish_reasons"):
+        assert alone.columns[name].to_pylist() == beside.columns[name].to_pylist()[::2]
+    likelihoods = (found.columns["rewrite_log_probabilities"].to_pylist() for found in (alone, beside))
+    for mine, other in zip(next(likelihoods), next(likelihoods)[::2], strict=True):
+        assert mine == pytest.approx(other, abs=1e-3)
