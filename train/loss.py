@@ -179,6 +179,8 @@ def _check_option(name: str, option: str, value: object, default: object) -> obj
         value = tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if type(default) is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if default is not inspect.Parameter.empty and type(value) is not type(default):
         raise InputError(
             f"option {option!r} of loss {name!r} must be of type {type(default).__name__} like {default!r}, got {value!r}"

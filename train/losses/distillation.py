@@ -79,27 +79,25 @@ class StoredDistillation(Loss):
         image_logits = outputs.logit_scale * outputs[View()] @ outputs.all(text).T
         text_logits = outputs.logit_scale * outputs[text] @ outputs.all(View()).T
         targets = (
-            self._teach(outputs[self.image], outputs.all(column)),
-            self._teach(outputs[column], outputs.all(self.image)),
+            self._teach(outputs[self.image], outputs.all(column), all_present),
+            self._teach(outputs[column], outputs.all(self.image), all_present),
         )
         if present is not None and all_present is not None:
             # A row or a column without a caption has no similarities to match.
-            targets = tuple(_renormalise(target * all_present, present) for target in targets)  # type: ignore[assignment]
+            targets = (targets[0] * present[:, None], targets[1] * present[:, None])
             image_logits, text_logits = (
                 logits.masked_fill(~all_present, torch.finfo(logits.dtype).min)
                 for logits in (image_logits, text_logits)
             )
         return soft_cross_entropy((image_logits, text_logits), targets)
 
-    def _teach(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Return the teachers' mean probabilities."""
+    def _teach(self, rows: torch.Tensor, columns: torch.Tensor, all_present: torch.Tensor | None) -> torch.Tensor:
+        """Return the teachers' mean probabilities among the columns that are present."""
         teachers = zip(rows.chunk(self.num_teachers, dim=1), columns.chunk(self.num_teachers, dim=1), strict=True)
-        probabilities = [
-            (self.teacher_scale * functional.normalize(own, dim=1) @ functional.normalize(every, dim=1).T).softmax(1)
-            for own, every in teachers
-        ]
+        probabilities = []
+        for own, every in teachers:
+            cosines = functional.normalize(own, dim=1) @ functional.normalize(every, dim=1).T
+            if all_present is not None:
+                cosines = cosines.masked_fill(~all_present, torch.finfo(cosines.dtype).min / self.teacher_scale)
+            probabilities.append((self.teacher_scale * cosines).softmax(1))
         return torch.stack(probabilities).mean(0)
-
-
-def _renormalise(target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    return target / target.sum(1, keepdim=True).clamp_min(1e-30) * present[:, None]
