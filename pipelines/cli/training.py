@@ -19,6 +19,33 @@ from pipelines.cli.app import (
 )
 from schemas.errors import InputError
 
+EvaluationData = Annotated[
+    list[str],
+    typer.Option(
+        "--data", metavar="DIR", help=f"A dataset, a CLIP_benchmark folder, a folder of them, or pairs{REPEATABLE}"
+    ),
+]
+LabelOption = Annotated[str, typer.Option("--label-column", help="Classify datasets by this column of their JSON.")]
+TemplateOption = Annotated[
+    list[str] | None, typer.Option("--template", help=f"A prompt with {{c}} for the class{REPEATABLE}")
+]
+GroupOption = Annotated[
+    str, typer.Option("--group-column", help="Metrics per value of this column of datasets, and the worst.")
+]
+NegativesOption = Annotated[
+    list[str] | None, typer.Option("--negatives", help=f"A column of datasets with wrong captions{REPEATABLE}")
+]
+CompositionalFlag = Annotated[
+    bool, typer.Option("--compositional", help="Compare captions with wrong ones made of them.")
+]
+ShotsOption = Annotated[
+    list[int] | None, typer.Option("--shots", min=1, help=f"Fit it on N images of each class{REPEATABLE}")
+]
+EmbeddingFlag = Annotated[
+    bool, typer.Option("--embedding", help="Modality gap, alignment, uniformity, effective rank.")
+]
+TriggerOption = Annotated[str, typer.Option("--trigger", help="Measure the success of a backdoor with this trigger.")]
+
 
 @app.command()
 def train(
@@ -58,40 +85,19 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint, or a hub id.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data", metavar="DIR", help=f"A dataset, a CLIP_benchmark folder, a folder of them, or pairs{REPEATABLE}"
-        ),
-    ],
+    data: EvaluationData,
     revision: Annotated[str, typer.Option("--revision", help="The commit of a hub id.")] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")] = 256,
-    label_column: Annotated[
-        str, typer.Option("--label-column", help="Classify datasets by this column of their JSON.")
-    ] = "",
-    template: Annotated[
-        list[str] | None, typer.Option("--template", help=f"A prompt with {{c}} for the class{REPEATABLE}")
-    ] = None,
-    group_column: Annotated[
-        str, typer.Option("--group-column", help="Metrics per value of this column of datasets' JSON, and the worst.")
-    ] = "",
-    negatives: Annotated[
-        list[str] | None, typer.Option("--negatives", help=f"A column of datasets with wrong captions{REPEATABLE}")
-    ] = None,
-    compositional: Annotated[
-        bool, typer.Option("--compositional", help="Compare captions with wrong ones made of them.")
-    ] = False,
+    label_column: LabelOption = "",
+    template: TemplateOption = None,
+    group_column: GroupOption = "",
+    negatives: NegativesOption = None,
+    compositional: CompositionalFlag = False,
     probe: Annotated[bool, typer.Option("--probe", help="Fit a linear classifier where there are labels.")] = False,
-    shots: Annotated[
-        list[int] | None, typer.Option("--shots", min=1, help=f"Fit it on N images of each class{REPEATABLE}")
-    ] = None,
+    shots: ShotsOption = None,
     num_seeds: Annotated[int, typer.Option("--num-seeds", min=1, help="Draws of these images.")] = 3,
-    embedding: Annotated[
-        bool, typer.Option("--embedding", help="Modality gap, alignment, uniformity, effective rank.")
-    ] = False,
-    trigger: Annotated[
-        str, typer.Option("--trigger", help="Measure the success of a backdoor with this trigger.")
-    ] = "",
+    embedding: EmbeddingFlag = False,
+    trigger: TriggerOption = "",
     target: Annotated[str, typer.Option("--target", help="The class that the backdoor leads to.")] = "",
     as_json: JsonFlag = False,
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import InputError
@@ -40,8 +41,8 @@ def read_dataset(
     """Open a dataset for evaluation.
 
     The captions of an image are its texts in every column of the caption mixture, and those of the rows whose image has the same bytes;
-    samples without any text are left out of retrieval. Weights play no part. The label and group columns of `options` are columns of the pool
-    that the member JSON carries; the distinct labels, sorted, are the class names. A probe is fitted on four fifths of the different
+    samples without any text are left out of retrieval. Weights play no part. The label and group columns of `options` are columns
+    that the sidecars carry, or else the member JSON; the distinct labels, sorted, are the class names. A probe is fitted on four fifths of the different
     images, drawn by their uids, and tested on the others.
     """
     wanted = options or EvaluationOptions()
@@ -61,7 +62,7 @@ def read_dataset(
     if len(kept) < len(groups):
         logger.warning("images without a caption are left out dataset=%s images=%d", path, len(groups) - len(kept))
     columns = [column for column in (wanted.label_column, wanted.group_column) if column]
-    values = _read_json(dataset, images, columns) if columns else {}
+    values = _read_values(dataset, images, columns) if columns else {}
     first_rows = [groups[number][0] for number in kept]
     tasks: list[Task] = [
         RetrievalTask(
@@ -129,7 +130,7 @@ def _classify(
     kept = [row for row, name in enumerate(names) if name is not None]
     if not kept:
         raise InputError(
-            f"no sample of {dataset.root} has a value for {options.label_column!r} in its JSON; carry the column along when downloading"
+            f"no sample of {dataset.root} has a value for {options.label_column!r} in its sidecars or JSON; carry the column along when downloading or building"
         )
     classnames = sorted({str(names[row]) for row in kept})
     numbers = {name: number for number, name in enumerate(classnames)}
@@ -176,7 +177,9 @@ def _split(values: Mapping[str, Sequence[object]], column: str, rows: Sequence[i
         return []
     found = [values[column][row] for row in rows]
     if all(value is None for value in found):
-        raise InputError(f"no sample has a value for {column!r} in its JSON; carry the column along when downloading")
+        raise InputError(
+            f"no sample has a value for {column!r} in its sidecars or JSON; carry the column along when downloading or building"
+        )
     return [Groups(name=column, values=["" if value is None else str(value) for value in found])]
 
 
@@ -227,31 +230,36 @@ def _sort_negatives(
     return found
 
 
-def _read_json(dataset: Dataset, images: ImageSet, columns: Sequence[str]) -> dict[str, list[object]]:
-    """Return each sample's values of some columns, out of its JSON; None where it has none."""
+def _read_values(dataset: Dataset, images: ImageSet, columns: Sequence[str]) -> dict[str, list[object]]:
+    """Return each sample's values of some columns, out of the sidecars that carry them, or else of its JSON; None where it has none."""
     found: dict[str, list[object]] = {column: [None] * len(images) for column in columns}
     reader = ImageReader(images.tars)
     row = 0
-    for shard, (offsets, sizes) in enumerate(_json_places(dataset)):
-        rows = np.flatnonzero(offsets >= 0)
-        members = reader.read(np.full(len(rows), shard, dtype=np.int64), offsets[rows], sizes[rows])
-        for position, content in zip(rows.tolist(), members, strict=True):
-            record = json.loads(content)
-            for column in columns:
-                value = record.get(column)
-                found[column][row + position] = None if value in {None, ""} else value
-        row += len(offsets)
-    reader.close()
-    return found
-
-
-def _json_places(dataset: Dataset) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    places = []
-    for entry in dataset.index.shards:
+    for shard, entry in enumerate(dataset.index.shards):
         with fsspec.open(dataset.locate(entry.parquet), "rb") as file:
-            table = pq.ParquetFile(file).read(columns=["json_offset", "json_bytes"])
-        offsets, sizes = (
-            table.column(name).fill_null(-1).to_numpy().astype(np.int64) for name in ("json_offset", "json_bytes")
-        )
-        places.append((offsets, sizes))
-    return places
+            parquet = pq.ParquetFile(file)
+            carried = [column for column in columns if column in parquet.schema_arrow.names]
+            table = parquet.read(columns=["json_offset", "json_bytes", *carried])
+        stop = row + table.num_rows
+        for column in carried:
+            found[column][row:stop] = table[column].to_pylist()
+        if len(carried) < len(columns):
+            records = _read_json(reader, shard, table)
+            for column in set(columns) - set(carried):
+                found[column][row:stop] = [record.get(column) for record in records]
+        row = stop
+    reader.close()
+    return {column: [None if value == "" else value for value in values] for column, values in found.items()}
+
+
+def _read_json(reader: ImageReader, shard: int, table: pa.Table) -> list[Mapping[str, object]]:
+    """Return the member JSON of a shard's samples; an empty one where a sample has none."""
+    offsets, sizes = (
+        table.column(name).fill_null(-1).to_numpy().astype(np.int64) for name in ("json_offset", "json_bytes")
+    )
+    records: list[Mapping[str, object]] = [{}] * len(offsets)
+    rows = np.flatnonzero(offsets >= 0)
+    members = reader.read(np.full(len(rows), shard, dtype=np.int64), offsets[rows], sizes[rows])
+    for row, content in zip(rows.tolist(), members, strict=True):
+        records[row] = json.loads(content)
+    return records

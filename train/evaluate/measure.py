@@ -62,8 +62,10 @@ class Measure:
 
     @__call__.register
     def _(self, task: ProbeTask) -> dict[str, float]:
-        training = self._images(task.images, before_projection=True)
-        tests = self._images(task.test_images, before_projection=True)
+        # Fitting is the work here: it goes where the model is.
+        device = getattr(self.model, "device", torch.device("cpu"))
+        training = self._images(task.images, before_projection=True).to(device)
+        tests = self._images(task.test_images, before_projection=True).to(device)
         given = (training, task.labels, tests, task.test_labels, task.num_classes)
         metrics = measure_probe(*given) if self.options.probe else {}
         shots, num_seeds = self.options.shots, self.options.num_seeds

@@ -68,7 +68,7 @@ def test_a_column_of_labels_makes_a_classification(tmp_path: Path, samples: list
     assert list(task.classnames) == ["cold", "warm"]
     assert task.labels.tolist() == [1, 1, 0]
     assert len(task.images) == 3
-    with pytest.raises(InputError, match=r"no sample of .* has a value for 'nothing' in its JSON"):
+    with pytest.raises(InputError, match=r"no sample of .* has a value for 'nothing' in its sidecars or JSON"):
         read_dataset(str(tmp_path / "set"), EvaluationOptions(label_column="nothing"))
 
 
@@ -133,5 +133,16 @@ def test_groups_and_probes_of_a_dataset(tmp_path: Path) -> None:
     assert isinstance(probe, ProbeTask)
     assert len(probe.images) + len(probe.test_images) == 60
     assert 4 <= len(probe.test_images) <= 24
-    with pytest.raises(InputError, match="no sample has a value for 'nothing' in its JSON"):
+    with pytest.raises(InputError, match="no sample has a value for 'nothing' in its sidecars or JSON"):
         read_dataset(folder, EvaluationOptions(group_column="nothing"))
+
+
+def test_columns_of_the_sidecar_are_groups_too(tmp_path: Path, samples: list[Sample]) -> None:
+    given = [replace(s, captions={**s.captions, "cluster.name": "a" if row else "b"}) for row, s in enumerate(samples)]
+    folder = _write(tmp_path, given, alt_text=1.0)
+    options = EvaluationOptions(group_column="cluster.name", label_column="kind")
+    retrieval, zeroshot = read_dataset(folder, options).tasks
+    assert isinstance(retrieval, RetrievalTask)
+    assert isinstance(zeroshot, ZeroShotTask)
+    assert [group.values for group in retrieval.groups] == [["b", "a"]]
+    assert [group.values for group in zeroshot.groups] == [["b", "a", "a"]]
