@@ -1,10 +1,12 @@
 """The field's known rules, each at its boundaries: what stays and what goes, ties included."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -278,3 +280,20 @@ def test_later_bases_win(tmp_path: Path) -> None:
     assert [call.name for call in recipe.annotate] == ["caption_stats", "language", "clip_score"]
     assert list(recipe.select.rules) == ["english", "words", "characters", "size", "aspect", "agrees"]
     assert recipe.select.rules["characters"] == "caption_num_chars >= 5"
+
+
+def test_the_documented_weights_can_be_computed() -> None:
+    """Every operator over copies, clusters and balance has one, and each is a number made of its columns."""
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([^`]+)` \|", text.partition("## Weights")[2].partition("## Keys")[0], re.MULTILINE
+    )
+    operators = discover()
+    copies = {"exact_dedup", "near_dedup", "caption_dedup", "semantic_dedup", "decontaminate"}
+    assert (
+        copies | {"cluster", "cluster_balance", "concept_balance", "clip_cov", "target_similarity"} <= dict(rows).keys()
+    )
+    for name, weight in rows:
+        with duckdb.connect() as connection:
+            empty = connection.from_arrow(operators[name].writes.empty_table())
+            assert empty.query("columns", f"SELECT ({weight})::DOUBLE AS weight FROM columns").types == ["DOUBLE"], name
