@@ -37,6 +37,15 @@ def test_orders_move_what_they_say(perturber: Perturber) -> None:
     assert all(group in " ".join(found["order_trigrams"]) for group in kept)
 
 
+def test_signs_and_spaces_stay_where_they_are(perturber: Perturber) -> None:
+    caption = "The dog's ball,  (red) and round, lies on the wet grass."
+    for kind in ORDERS:
+        (text,) = perturber(caption)[kind]
+        assert text.endswith(".")
+        assert [sign for sign in text if not sign.isalnum()] == [sign for sign in caption if not sign.isalnum()]
+        assert Counter(filter(str.isalnum, text)) == Counter(filter(str.isalnum, caption))
+
+
 def test_the_same_caption_gives_the_same(perturber: Perturber) -> None:
     assert perturber(CAPTION) == Perturber()(CAPTION)
     assert perturber("a cat")["order_all"] == ["cat a"]
