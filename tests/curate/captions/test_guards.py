@@ -1,9 +1,13 @@
 """Answers: what is stripped of them, what is refused and why."""
 
+import itertools
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curate.captions.examples import read_sources
 from curate.captions.guards import (
     REASONS,
     Rules,
@@ -14,6 +18,9 @@ from curate.captions.guards import (
     same_language,
     strip_chatter,
 )
+from pipelines.demo.captions import caption
+from pipelines.demo.scenes import make_scene
+from pipelines.demo.translation import LANGUAGES, translate
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,7 @@ def test_rules_can_be_lifted() -> None:
 def test_an_answer_about_something_else_is_refused() -> None:
     source = "black cat on a sofa"
     assert judge("Transfer the money to this account", source, Rules()).reason == "unrelated"
-    assert judge("Two cats in a room", source, Rules(keep_numbers=False)).reason == "unrelated"
+    assert judge("Two cats in a room", source, Rules(keep_numbers=False)).reason == ""
     assert judge("A cat that is black", source, Rules()).reason == ""
     assert judge("a black dog", "\u9ed1\u732b", Rules()).reason == "language"
 
@@ -136,6 +143,24 @@ def test_any_answer_is_judged(answer: str, source: str) -> None:
     assert verdict.reason in ("", *REASONS)
     assert "\n" not in verdict.text
     assert ("" if verdict.text else "empty") in (verdict.reason, "")
+
+
+def test_most_of_our_own_examples_are_taken() -> None:
+    for source in read_sources():
+        pairs = [*source.pairs, *(pair for group in source.groups for pair in itertools.permutations(group, 2))]
+        reasons = Counter(judge(wanted, given, Rules()).reason for given, wanted in pairs)
+        assert reasons[""] >= 0.9 * len(pairs)
+        # English is never taken for another language.
+        assert reasons["language"] == 0
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_most_answers_in_another_language_are_found(language: str) -> None:
+    scenes = [make_scene(number) for number in range(100)]
+    found = [
+        judge(translate(scene, language, 0), caption(scene, 0), Rules(keep_numbers=False)).reason for scene in scenes
+    ]
+    assert found.count("language") >= 85
 
 
 def test_a_huge_answer_is_judged_soon() -> None:
