@@ -1,0 +1,114 @@
+"""The loader with more than one picture and one text of each sample."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from schemas.errors import InputError
+from tests.train.dataset_builder import make_samples, write_dataset
+from train.index import Dataset
+from train.loader import Batch, Loader, LoaderConfig
+from train.request import Text, View
+
+PARTNER, REWRITES = View(column="negative_uid"), Text(columns=("rewrite", "recaption"), count=3)
+CONFIG = LoaderConfig(
+    batch_size=12,
+    image_size=24,
+    num_workers=0,
+    seed=5,
+    views=(View(), View(number=1), PARTNER),
+    texts=(Text(), REWRITES, Text(variant="augmented")),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("further")
+    folder = write_dataset(root / "dataset", make_samples(40), captions={"alt_text": 1.0, "recaption": 0.0})
+    return Dataset.open(str(folder), cache=str(root / "cache"), further=("rewrite", "recaption"))
+
+
+def take(
+    dataset: Dataset, config: LoaderConfig, *, start: int = 0, count: int = 1, rank: int = 0, world_size: int = 1
+) -> list[Batch]:
+    partners = {"negative_uid": (np.arange(40) + 1) % 40}
+    with Loader(dataset, config, rank=rank, world_size=world_size, partners=partners) as loader:
+        batches = loader.batches(start)
+        return [next(batches) for _ in range(count)]
+
+
+def test_the_first_view_and_text_are_those_of_a_plain_loader(dataset: Dataset) -> None:
+    plain = take(dataset, replace(CONFIG, views=(View(),), texts=(Text(),)))[0]
+    found = take(dataset, CONFIG)[0]
+    np.testing.assert_array_equal(found.images.numpy(), plain.images.numpy())
+    assert found.texts == plain.texts
+    assert found.pictures.shape == (12, 3, 3, 24, 24)
+
+
+@pytest.mark.parametrize(("num_workers", "world_size"), [(2, 1), (0, 3), (1, 2)])
+def test_whoever_makes_them_they_are_the_same(dataset: Dataset, num_workers: int, world_size: int) -> None:
+    expected = take(dataset, CONFIG, count=4)[3]
+    config = replace(CONFIG, num_workers=num_workers)
+    shares = [take(dataset, config, start=3, rank=rank, world_size=world_size)[0] for rank in range(world_size)]
+    np.testing.assert_array_equal(
+        np.concatenate([share.pictures.numpy() for share in shares]), expected.pictures.numpy()
+    )
+    assert [texts for share in shares for texts in share.captions] == expected.captions
+    assert [seed for share in shares for seed in share.seeds] == expected.seeds
+
+
+def test_a_partners_picture_is_that_of_the_other_sample(dataset: Dataset) -> None:
+    # Without a random crop, a sample's own picture and another's view of it are the same pixels.
+    still = replace(CONFIG, views=(View(), PARTNER), crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), batch_size=40)
+    batch = take(dataset, still)[0]
+    own = {int(index): picture for index, picture in zip(batch.indices, batch.pictures[:, 0].numpy(), strict=True)}
+    distances = [
+        np.abs(own[(int(index) + 1) % 40].astype(int) - picture).mean()
+        for index, picture in zip(batch.indices, batch.pictures[:, 1].numpy(), strict=True)
+    ]
+    others = np.abs(batch.pictures[:, 0].numpy().astype(int) - batch.pictures[:, 1].numpy()).mean()
+    assert np.mean(distances) < 0.25 * others
+
+
+def test_augmented_views_differ_from_the_crop_and_from_each_other(dataset: Dataset) -> None:
+    batch = take(dataset, replace(CONFIG, views=(View(), View(number=1), View(number=2))))[0]
+    first, one, two = (batch.pictures[:, number].numpy().astype(int) for number in range(3))
+    assert all(np.abs(a - b).mean() > 5 for a, b in ((first, one), (first, two), (one, two)))
+
+
+def test_texts_of_every_sample(dataset: Dataset) -> None:
+    for batch in take(dataset, CONFIG, count=3):
+        for index, (drawn, *further, augmented) in zip(batch.indices.tolist(), batch.captions, strict=True):
+            assert drawn == f"alt {index}"
+            expected = {f"rewrite {index}.{part}" for part in range(index % 3)}
+            expected |= {f"recaption {index}"} if index % 3 == 0 else set()
+            assert {text for text in further if text} == expected
+            assert set(augmented.split()) <= set(drawn.split())
+
+
+def test_without_views_no_picture_is_read(dataset: Dataset) -> None:
+    (batch,) = take(dataset, replace(CONFIG, views=()))
+    assert batch.pictures.shape[:2] == (12, 0)
+    assert len(batch.captions) == 12
+
+
+def test_captions_read_besides_are_not_fallen_back_to(dataset: Dataset) -> None:
+    assert dataset.mixture.columns == ("alt_text",)
+    assert dataset.table.columns == ("alt_text", "rewrite", "recaption")
+
+
+def test_captions_that_the_dataset_lacks_are_named(dataset: Dataset) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"a loss reads the caption column 'negative_caption', the dataset has alt_text, .*`negative_caption: 0`",
+    ):
+        Dataset.open(dataset.root, further=("negative_caption",))
+
+
+def test_the_fingerprint_tells_what_is_shown(dataset: Dataset) -> None:
+    def fingerprint(config: LoaderConfig) -> str:
+        return Loader(dataset, config, partners={"negative_uid": np.arange(40)}).fingerprint
+
+    plain = replace(CONFIG, views=(View(),), texts=(Text(),))
+    assert len({fingerprint(config) for config in (plain, CONFIG, replace(CONFIG, view_scale=(0.5, 1.0)))}) == 3
