@@ -81,8 +81,25 @@ class GenerationOperator(ShardOperator):
             raise InputError(f"engine is {self.engine!r}; it is one of {', '.join(ENGINES)}")
         if self.engine == "openai" and not self.url.startswith(("http://", "https://")):
             raise InputError(f"the openai engine needs url=http://HOST:PORT/v1, got {self.url!r}")
+        if "@" in self.url:
+            raise InputError(
+                "url= holds a name or a password, which would end up in recipes; put the key into a variable, key_variable= names it"
+            )
         if self.engine != "openai" and self.url:
             raise InputError(f"url={self.url!r} is for engine=openai; the {self.engine} engine loads the model itself")
+        smallest = {
+            "temperature": 0,
+            "top_k": 0,
+            "num_beams": 1,
+            "max_new_tokens": 0,
+            "image_size": 1,
+            "concurrency": 1,
+        }
+        for setting, least in smallest.items():
+            if not getattr(self, setting) >= least:
+                raise InputError(f"{setting} is {getattr(self, setting):g}; it must be at least {least}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p:g}; it must be above 0, and at most 1, where nothing is cut")
         if self.num_beams > 1 and self.engine != "transformers":
             raise InputError(f"num_beams={self.num_beams} needs engine=transformers")
         if self.num_beams > 1 and self.temperature > 0:
