@@ -8,13 +8,13 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from curate.node_watch import NodeWatch, dead_children
 from curate.prefetch import run_ahead
 from schemas.errors import InputError, WinnowError
 
@@ -30,12 +30,15 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Threads that decode would give back the memory of every picture and wait for it to be cleared: a sixth of a large one's time.
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
 }
 # A unit whose worker died is innocent more often than one that raised: a neighbour's memory, a reclaimed machine.
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
 _KNOCK_SECONDS = 10.0
-_SECONDS_BETWEEN_LOOKS, _LOOKS_AT_A_DEAD_NODE = 5.0, 12
+_NODE_PROCESSES = frozenset(["gcs_server", "raylet"])
 # An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
 _HALF_CPU = 0.5
 # Units in flight per GPU: one to be consumed and at least one to be ready when it ends; more where many CPUs feed one GPU.
@@ -122,6 +125,7 @@ class Executor:
             import ray
 
             ray.shutdown()
+            self._watch.stop()
             self._has_started = False
 
     def map(
@@ -200,17 +204,17 @@ class Executor:
             }
         else:
             options["address"] = self._address
+        self._watch = NodeWatch(_has_dead_node)
+        self._watch.start()
         try:
             _knock(self._address)
             ray.init(**options)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise InputError(
-                f"cannot join the Ray cluster at {self._address!r}: {error}; start one with `ray start --head`, and set RAY_AUTH_MODE "
-                f"here as it is set there"
-            ) from error
-        self._has_started = True
-        if self._address is None:
-            threading.Thread(target=_watch_node, name="ray-node-watch", daemon=True).start()
+            self._has_started = True
+        except Exception as error:
+            # Of many kinds, bare ones among them, where the node dies or does not come up in time.
+            raise _explain_start(self._address, error) from error
+        finally:
+            (self._watch.has_started if self._has_started else self._watch.stop)()
 
     def num_parallel(self, cpus: float = 1.0) -> int:
         """Return how many units of `map` run at once, for limits that all of them share; starts Ray."""
@@ -469,20 +473,26 @@ def _knock(address: str | None) -> None:
             raise ConnectionError(str(error)) from error
 
 
-def _watch_node() -> None:
-    """End this process when the local node has died and Ray has not noticed for a minute: it would wait for ever.
-
-    Every stage commits last and goes on where it was, so an end is better than a hang.
-    """
+def _explain_start(address: str | None, error: Exception) -> WinnowError:
+    """Return the error of a start that failed, with the first line of Ray's reason."""
     import ray
 
-    num_looks = 0
-    while (node := ray._private.worker._global_node) is not None:
-        num_looks = num_looks + 1 if node.dead_processes() else 0
-        if num_looks > _LOOKS_AT_A_DEAD_NODE:
-            logger.critical("the Ray node of this machine died; run the same command again, it goes on where it was")
-            os._exit(1)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if address is None:
+        return WinnowError(
+            f"Ray did not start on this machine: {reason}; run the same command again, it goes on where it was"
+        )
+    if isinstance(error, ConnectionError | ray.exceptions.AuthenticationError):
+        reason += "; start one with `ray start --head`, and set RAY_AUTH_MODE here as it is set there"
+    return InputError(f"cannot join the Ray cluster at {address!r}: {reason}")
+
+
+def _has_dead_node() -> bool:
+    """Tell whether a process of the local node has died; Ray knows its node only once every process of it runs."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return bool(dead_children(_NODE_PROCESSES) if node is None else node.dead_processes())
 
 
 def _count_cpus() -> int:

@@ -3,12 +3,19 @@
 The only place that reads the environment, prints, and turns errors into messages.
 """
 
-from pipelines.cli import curation, training
-from pipelines.cli.app import app
+import sys
+
+try:
+    from pipelines.cli import curation, training
+    from pipelines.cli.app import app, end_before_command, handle_interrupts
+except KeyboardInterrupt:
+    sys.stderr.write("stopped before anything was done\n")
+    sys.exit(130)
 
 __all__ = ["app", "curation", "main", "training"]
 
 
 def main() -> None:
     """Run the command line."""
+    handle_interrupts(end_before_command)
     app(prog_name="winnow")

@@ -3,8 +3,12 @@
 import json
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from importlib.metadata import version
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
@@ -43,6 +47,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> object:  # typer brings its own copy of click, whose context has no public name
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        handle_interrupts(signal.default_int_handler)
         is_verbose = bool(ctx.params.get("verbose"))
         _configure_logging(is_verbose)
         try:
@@ -54,6 +59,23 @@ class _Commands(TyperGroup):
             if is_verbose:
                 logging.getLogger(__name__).error("traceback", exc_info=True)
             _end(ctx, EXIT_SHARDS if isinstance(error, ShardError) else EXIT_ERROR, f"error: {error}")
+
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def handle_interrupts(handler: Handler) -> None:
+    """Set what Ctrl-C does, unless whoever started this process or thread decided it: a shell does for what runs in its background."""
+    is_ours = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, end_before_command)
+    if is_ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+def end_before_command(number: int, frame: FrameType | None) -> NoReturn:
+    """End while modules load and arguments are read, where libraries would turn KeyboardInterrupt into errors of their own."""
+    del number, frame
+    typer.echo("stopped before anything was done", err=True)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 app = typer.Typer(

@@ -182,6 +182,41 @@ def test_ctrl_c_cancels_and_raises(tmp_path: Path) -> None:
     assert output == "interrupted\n[1]\n"
 
 
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_node_killed_while_it_starts_ends_in_a_message(victim: str) -> None:
+    script = """
+        import os, signal, sys, threading, time
+        from pathlib import Path
+        from curate.executor import Executor
+        from schemas.errors import WinnowError
+
+        def kill():
+            while True:
+                for entry in Path("/proc").glob("[0-9]*/stat"):
+                    try:
+                        head, _, rest = entry.read_text().rpartition(")")
+                    except OSError:
+                        continue
+                    if head.partition("(")[2] == sys.argv[1] and int(rest.split()[1]) == os.getpid():
+                        os.kill(int(entry.parent.name), signal.SIGKILL)
+                        return
+                time.sleep(0.01)
+
+        threading.Thread(target=kill, daemon=True).start()
+        try:
+            with Executor(num_workers=2) as executor:
+                executor.start()
+                print([outcome.result for outcome in executor.map(abs, [-1])])
+        except WinnowError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), victim]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    # Ray may notice, or the watch over the node, whichever is first; a hang is neither.
+    assert "run the same command again, it goes on where it was" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def count_up(unit: int) -> Iterator[int]:
     yield from range(unit)
 
