@@ -23,6 +23,8 @@ from schemas.dataset import SIDECAR_COLUMNS, DatasetIndex, ShardEntry
 from schemas.sample import sample_schema
 from schemas.selection import LEDGER_SCHEMA, SELECTED_SCHEMA
 from train.config import MODELS, ModelConfig
+from train.loss import discover_losses, loss_class, make_loss
+from train.request import Column, Patches, Pooled, Request, Teacher, Text, Tokens, View
 
 FOLDER = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -127,9 +129,68 @@ def models() -> str:
     return f"{table(heads, rows)}\n`model_options` changes any of:\n\n{settings_table(ModelConfig)}"
 
 
+def losses() -> str:
+    """Return every loss with its options and what it reads beside the picture and the drawn text."""
+    sections = []
+    for name in discover_losses():
+        cls = loss_class(name)
+        module = sys.modules[cls.__module__]
+        options = inspect.signature(cls).parameters.values()
+        asked = [text for request in make_loss(name, {}).needs if (text := describe_request(request))]
+        lines = [f"## {name}", "", f"{first_line(module)} {inspect.getdoc(cls)}", ""]
+        lines += [f"Options: {', '.join(f'`{o.name}` ({plain(o.default)})' for o in options)}."] if options else []
+        lines += [f"Reads {', '.join(dict.fromkeys(asked))}."] if asked else []
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def plain(value: object) -> str:
+    """Return a default as YAML spells it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return (
+        {True: "true", False: "false", "": "none"}.get(value, str(value))
+        if isinstance(value, bool | str)
+        else f"{value:g}"
+    )
+
+
+def describe_request(request: Request) -> str:
+    """Return what a loss asks for as people read it; nothing for the picture and the drawn text."""
+    match request:
+        case View(column=column) if column:
+            return f"the picture of the sample in `{column}`"
+        case View(number=number) if number:
+            return "augmented views"
+        case Text(columns=columns, count=count) if columns:
+            return f"{f'up to {count} of ' if count > 1 else ''}the captions {', '.join(f'`{c}`' for c in columns)}"
+        case Text(variant=variant) if variant:
+            return f"{variant} texts"
+        case Pooled(view) | Patches(view) | Teacher(View() as view):
+            kind = "a teacher's features" if isinstance(request, Teacher) else type(request).__name__.lower()
+            return f"{kind if kind != 'pooled' else 'the output'} of {'augmented views' if view.number else 'the image tower'}"
+        case Tokens(text):
+            return f"tokens of {text.variant + ' texts' if text.variant else 'the text tower'}"
+        case Column(name=name, kind=kind):
+            return f"the column `{name}` ({'numbers' if kind == 'number' else kind})"
+        case _:
+            return ""
+
+
 def operators() -> str:
     """Return a section for every operator."""
     return "\n".join(operator_section(name, cls) for name, cls in discover().items())
+
+
+def operator_costs() -> str:
+    """Return the newest table that `python -m benchmarks operators` wrote, with what it was measured on."""
+    results = FOLDER.parent / "benchmarks" / "results"
+    newest = max(results.glob("operators_*.md"), key=lambda path: path.stem.rpartition("_")[2])
+    facts, _, report = newest.read_text(encoding="utf-8").partition("\n\n")[2].partition("\n\n")
+    kept = [
+        line.removeprefix("- ") for line in facts.splitlines() if line.startswith(("- date", "- hardware", "- load"))
+    ]
+    return f"Measured by `python -m benchmarks operators`; {'; '.join(kept)}.\n\n{report.strip()}\n"
 
 
 def operator_section(name: str, cls: type[Operator]) -> str:
@@ -192,8 +253,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sidecar_schema": lambda: schema_table(pa.schema(list(SIDECAR_COLUMNS))),
     "index_fields": index_fields,
     "operators": operators,
+    "operator_costs": operator_costs,
     "recipe_keys": recipe_keys,
     "shipped_recipes": shipped,
+    "losses": losses,
     "models": models,
     "commands": commands,
 }

@@ -133,7 +133,7 @@ class Column:
     Column(name="text_embedding", kind="vector")       # float32 (n, d); nulls are refused
     Column(name="concept_probabilities", kind="numbers")     # float32 (n, most), 0 past the end of a list
     Column(name="class", kind="label")                 # int64 (n,), -1 for null; integers, or texts numbered by frequency
-    Column(name="caption_objects", kind="labels", min_count=100)   # int64 (n, most), -1 past the end; rarer texts are left out
+    Column(name="caption_tag_nouns", kind="labels", min_count=100)   # int64 (n, most), -1 past the end; rarer texts are left out
     """
 
     name: str

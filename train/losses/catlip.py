@@ -16,7 +16,7 @@ class CatLIP(Loss):
     the binary cross-entropies over all labels, or `ce`, the cross-entropy with even shares among the sample's labels.
     """
 
-    def __init__(self, *, labels: str = "caption_objects", min_count: int = 1, kind: str = "bce") -> None:
+    def __init__(self, *, labels: str = "caption_tag_nouns", min_count: int = 1, kind: str = "bce") -> None:
         if kind not in {"bce", "ce"}:
             raise InputError(f"catlip: kind is bce or ce, got {kind!r}")
         column = Column(name=labels, kind="labels", min_count=min_count)

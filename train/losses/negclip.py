@@ -13,7 +13,7 @@ class NegCLIP(Loss):
     `negative` is a caption column, of which `count` are drawn; samples without one add nothing. Without any this is InfoNCE.
     """
 
-    def __init__(self, *, negative: str = "negative_caption", count: int = 1) -> None:
+    def __init__(self, *, negative: str = "negatives", count: int = 1) -> None:
         negatives = Text(columns=(negative,), count=count)
         super().__init__((View(), Text(), negatives, Present(negatives)))
         self.negatives = negatives

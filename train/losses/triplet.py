@@ -14,7 +14,7 @@ class TripletCLIP(Loss):
     or simply a picture like the own one; such samples may have weight 0. Samples that lack either leave the second term out.
     """
 
-    def __init__(self, *, negative: str = "negative_caption", picture: str = "negative_uid") -> None:
+    def __init__(self, *, negative: str = "negatives", picture: str = "negative_uid") -> None:
         negatives = Text(columns=(negative,))
         partner = Column(name=picture, kind="uid")
         view = View(column=picture)

@@ -34,7 +34,7 @@ def _sample(number: int) -> Sample:
                 : 3 if has_further else 1
             ],
             "sub_captions": [f"there is a {shape}.", f"it is {colour}.", f"it lies {place}."] if has_further else [],
-            "negative_caption": f"a {other[0]} {shape} on the {place}" if has_further else None,
+            "negatives": f"a {other[0]} {shape} on the {place}" if has_further else None,
         },
     )
 
@@ -62,7 +62,7 @@ def _columns(count: int) -> pa.Table:
         "negative_uid": [None if number % 10 == 0 else make_uid(int((number + 7) % count)) for number in numbers],
         "teacher_image_embedding": vectors(embeddings),
         "teacher_text_embedding": vectors(texts),
-        "caption_objects": [[scene[1], scene[0]] for scene in scenes],
+        "caption_tag_nouns": [[scene[1], scene[0]] for scene in scenes],
         "object_ids": [[objects.index(scene[1])] for scene in scenes],
         "object_probabilities": pa.array([[1.0]] * count, pa.list_(pa.float32())),
         "attribute_ids": [[colours.index(scene[0]), (colours.index(scene[0]) + 1) % 4] for scene in scenes],

@@ -89,3 +89,18 @@ def test_killed_runs_with_state_end_like_undisturbed_ones(dataset: Path, tmp_pat
     names = {name: data for name, data in theirs.items() if name != "recipe.yaml"}
     assert {name: ours[name] for name in names} == names
     assert "sample_losses.parquet" in names
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+# Frozen towers, layers and state of the losses' own, batch normalisation, a teacher: what processes must agree on.
+@pytest.mark.parametrize("names", [("catlip",), ("lit", "siglip"), (*STATEFUL, "coca", "simclr", "filip")])
+def test_two_processes_give_the_same_curve(names: tuple[str, ...], dataset: Path, tmp_path: Path) -> None:
+    losses = {name: OPTIONS.get(name, 1.0) for name in names}
+    config = settings("info_nce", dataset, losses=losses, samples_seen=16 * 6)
+    process = run_training(dataset, tmp_path / "two", config, launcher=TORCHRUN)
+    assert process.returncode == 0, process.stdout
+    assert "processes=2" in process.stdout
+    train(str(dataset), str(tmp_path / "one"), TrainConfig(**config))
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=2e-3)
