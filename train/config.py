@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from schemas.errors import InputError
 from train.sampling import SamplingConfig
+from train.tower_config import TowerConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 LossOption = float | bool | str | tuple[str, ...]
@@ -19,6 +20,8 @@ ModelOption = int | str | tuple[int, ...]
 # Settings of the machine and of the output: a run may go on under other values of these, every other key is part of its identity.
 FREE_KEYS = frozenset([
     "grad_accumulation",
+    "gradient_checkpointing",
+    "compile",
     "num_workers",
     "num_threads",
     "log_every",
@@ -77,6 +80,7 @@ class TrainConfig:
     init_revision: str = ""  # the commit of a hub id
     tokenizer: str = ""  # a folder or hub id; "": train one on the dataset's captions
     tokenizer_revision: str = ""
+    towers: TowerConfig | None = None  # what the towers start from, and how they are trained
     losses: Mapping[str, LossSetting] = field(
         default_factory=lambda: {"info_nce": 1.0}
     )  # weight, or weight and options
@@ -111,6 +115,8 @@ class TrainConfig:
     seed: int = 0
 
     # Machine.
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    compile: bool = False  # compile the towers; the first steps take minutes
     precision: Precision = "auto"  # bf16 autocast where the GPU has it, otherwise fp32
     num_workers: int = 2  # loader processes per training process; 0: decode in the training process
     num_threads: int = 0  # torch threads per process; 0: the CPUs shared among the processes of this host
@@ -187,6 +193,8 @@ def _check_model(config: TrainConfig) -> None:
         raise InputError(
             f"init {config.init!r} brings its own shape; remove model_options {dict(config.model_options)}"
         )
+    if config.init and config.towers and (config.towers.image or config.towers.text):
+        raise InputError(f"init {config.init!r} brings both towers; leave towers.image and towers.text out, or init")
     config.model_config()
     if not config.losses:
         raise InputError("losses is empty; give at least one, such as {info_nce: 1.0}")

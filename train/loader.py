@@ -207,7 +207,7 @@ class Loader:
                 .reshape(self._rows, len(self.config.views), *images.shape[1:])
                 .permute(0, 1, 4, 2, 3),
                 captions=[filled.texts[row * width : (row + 1) * width] for row in range(self._rows)],
-                seeds=further_seeds(self.config.seed, epoch, first, first + self._rows) if self._draws_further else [],
+                seeds=further_seeds(self.config.seed, epoch, first, first + self._rows),
                 uids=self.dataset.table.uids(filled.request.indices),
                 indices=filled.request.indices,
                 step=step,

@@ -25,6 +25,8 @@ from train.tokenizer import load_tokenizer, require_revision, tokenize
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from train.towers import PatchDropper
+
 # OpenAI's CLIP statistics, in RGB order and units of full intensity.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,6 +35,8 @@ LOGIT_SCALE_INIT = math.log(1 / 0.07)
 LOGIT_SCALE_MAX = math.log(100)
 
 _WEIGHTS_FILE = "model.safetensors"
+# The key of the patches that a step's pictures keep, where some are dropped.
+KEPT_PATCHES = "kept_patches"
 _BICUBIC = 3  # PIL's number, as preprocessor_config.json holds it
 
 
@@ -68,6 +72,7 @@ class ImageTextModel(nn.Module):
         # A causal text tower never looks at what follows the end mark; SigLIP was trained without a mask on full-length padding.
         self._is_causal = text_config.model_type == "clip_text_model"
         self._is_padded = text_config.model_type.startswith("siglip")
+        self.patch_dropper: PatchDropper | None = None
         # A fast tokenizer is not safe to share between threads, and training tokenizes one batch ahead in another.
         self._tokenizer_lock = threading.Lock()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
@@ -111,6 +116,8 @@ class ImageTextModel(nn.Module):
         """
         found = {"logit_scale": self.logit_scale.exp()}
         views = wanted_views(requests)
+        if self.patch_dropper is not None:
+            self.patch_dropper.use(inputs.get(KEPT_PATCHES))
         if views:
             answer = self._run_images(torch.cat([inputs[view.key] for view in views]), requests)
             for view, features, pooled, patches in zip(views, *answer.chunk(len(views)), strict=True):
@@ -245,14 +252,8 @@ def load_model(folder_or_id: str | Path, *, revision: str = "", device: str | to
     # Loaded tensors are views into the file at any address; matrix products on CPU give other last bits at other alignments.
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
-    settings = _image_settings(name, pinned)
-    model = ImageTextModel(
-        network,
-        load_tokenizer(name, revision),
-        image_size=_image_size(settings, network.config),
-        mean=settings.get("image_mean", IMAGE_MEAN),
-        std=settings.get("image_std", IMAGE_STD),
-    )
+    image_size, mean, std = read_image_settings(name, revision, network.config)
+    model = ImageTextModel(network, load_tokenizer(name, revision), image_size=image_size, mean=mean, std=std)
     return model.to(device).eval()
 
 
@@ -270,9 +271,20 @@ def _unit(output: Any) -> torch.Tensor:
 
 
 def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
-    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, ConvNextConfig, VisionTextDualEncoderConfig
+    from transformers import CLIPConfig, VisionTextDualEncoderConfig
 
-    text = CLIPTextConfig(
+    text, vision = text_tower_config(config, tokenizer), image_tower_config(config)
+    shared = {"projection_dim": config.embed_dim, "logit_scale_init_value": LOGIT_SCALE_INIT}
+    if config.image_tower == "convnext":
+        return VisionTextDualEncoderConfig(vision_config=vision, text_config=text, **shared)
+    return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **shared)
+
+
+def text_tower_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+    """Return the configuration of CLIP's text tower in the shape asked for."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.text_width,
         intermediate_size=4 * config.text_width,
@@ -285,9 +297,14 @@ def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    shared = {"projection_dim": config.embed_dim, "logit_scale_init_value": LOGIT_SCALE_INIT}
+
+
+def image_tower_config(config: ModelConfig) -> "PretrainedConfig":
+    """Return the configuration of the image tower in the shape asked for."""
+    from transformers import CLIPVisionConfig, ConvNextConfig
+
     if config.image_tower == "convnext":
-        vision = ConvNextConfig(
+        return ConvNextConfig(
             depths=list(config.image_depths),
             hidden_sizes=list(config.image_widths),
             num_stages=len(config.image_depths),
@@ -297,8 +314,7 @@ def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -
                 -1
             ],  # the dual encoder asks for the width of the pooled output by this name
         )
-        return VisionTextDualEncoderConfig(vision_config=vision, text_config=text, **shared)
-    vision = CLIPVisionConfig(
+    return CLIPVisionConfig(
         hidden_size=config.image_width,
         intermediate_size=4 * config.image_width,
         num_hidden_layers=config.image_layers,
@@ -308,7 +324,6 @@ def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -
         projection_dim=config.embed_dim,
         hidden_act="gelu",
     )
-    return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **shared)
 
 
 def _image_processor(image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, object]:
@@ -329,6 +344,15 @@ def _image_processor(image_size: int, mean: Sequence[float], std: Sequence[float
     }
 
 
+def read_image_settings(
+    name: str, revision: str, config: "PretrainedConfig"
+) -> tuple[int, Sequence[float], Sequence[float]]:
+    """Return the image size and the mean and deviation of colours that a model folder or hub id was trained with."""
+    settings = _image_settings(name, {"revision": revision} if revision else {})
+    mean, std = settings.get("image_mean", IMAGE_MEAN), settings.get("image_std", IMAGE_STD)
+    return _image_size(settings, config), mean, std
+
+
 def _image_settings(name: str, pinned: dict[str, str]) -> dict[str, Any]:
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -341,7 +365,7 @@ def _image_settings(name: str, pinned: dict[str, str]) -> dict[str, Any]:
 
 def _image_size(settings: dict[str, Any], config: "PretrainedConfig") -> int:
     size = settings.get("crop_size") if settings.get("do_center_crop", True) else None
-    size = size or settings.get("size") or getattr(config.vision_config, "image_size", None)
+    size = size or settings.get("size") or getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     if not isinstance(size, int):

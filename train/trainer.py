@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from schemas.errors import InputError, WinnowError
 from schemas.progress import Progress, SilentProgress
 from train import checkpoint as checkpoints
+from train.acceleration import compile_towers, recompute_activations
 from train.checkpoint import TrainState
 from train.columns import SampleColumns, open_columns
 from train.config import TrainConfig, first_difference
@@ -47,6 +49,11 @@ from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
 from train.signals import StopSignal
 from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
+from train.tower_config import TowerConfig
+from train.towers import Locks, PatchDropper, build_from_towers, stretch_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +106,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     model = _make_model(config, tokenizer_folder).to(world.device).train()
     _build_objective(objective, model, columns, config)
     objective.to(world.device)
+    locks = _prepare_towers(model, config, world)
     trained = nn.ModuleDict({"model": model, "objective": objective})
     optimizer = make_optimizer(trained, config)
     loader = _make_loader(data, columns, config, objective, model, world, schedule)
@@ -129,6 +137,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         *(config.init or config.model, data.index.name, data.num_samples, num_steps, step, world.size, world.device),
         torch.get_num_threads(),
     )
+    locks.apply(step)
     towers = wrap_towers(model, world)
     autocast = _autocast(config, world)
 
@@ -159,6 +168,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             rate = learning_rate(step, num_steps, config)
             set_learning_rate(optimizer, rate)
             optimizer.zero_grad(set_to_none=True)
+            if locks.apply(step):
+                towers = wrap_towers(model, world)
             result = compute_gradients(
                 *(towers, objective, inputs),
                 world=world,
@@ -257,13 +268,18 @@ def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: Wor
     """Return the run's tokenizer folder, made by the first process where it is not there yet."""
     folder = run / TOKENIZER_FOLDER
     if world.is_main and not folder.exists():
-        shape = config.model_config()
-        if config.tokenizer or config.init:
-            tokenizer = load_tokenizer(
-                config.tokenizer or config.init, config.tokenizer_revision if config.tokenizer else config.init_revision
+        shape, towers = config.model_config(), config.towers or TowerConfig()
+        if config.tokenizer or config.init or towers.text:
+            sources = (
+                (config.tokenizer, config.tokenizer_revision),
+                (config.init, config.init_revision),
+                (towers.text, towers.text_revision),
             )
+            tokenizer = load_tokenizer(*next(source for source in sources if source[0]))
         else:
             tokenizer = train_tokenizer(sample_captions(data), shape.vocab_size, shape.context_length)
+        if towers.context_length:
+            tokenizer.model_max_length = towers.context_length
         staging = run / f".{TOKENIZER_FOLDER}.staging"
         shutil.rmtree(staging, ignore_errors=True)
         tokenizer.save_pretrained(staging)
@@ -273,7 +289,16 @@ def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: Wor
 
 
 def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
-    tokenizer = load_tokenizer(str(tokenizer_folder))
+    towers = config.towers or TowerConfig()
+    model = _start_model(config, towers, load_tokenizer(str(tokenizer_folder)))
+    if towers.context_length:
+        stretch_text(model, towers.context_length)
+    return model
+
+
+def _start_model(config: TrainConfig, towers: TowerConfig, tokenizer: "PreTrainedTokenizerBase") -> ImageTextModel:
+    if towers.image or towers.text:
+        return build_from_towers(config.model_config(), towers, tokenizer, seed=config.seed)
     if not config.init:
         return build_model(config.model_config(), tokenizer, seed=config.seed)
     model = load_model(config.init, revision=config.init_revision)
@@ -284,6 +309,18 @@ def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
         )
     model.tokenizer = tokenizer
     return model
+
+
+def _prepare_towers(model: ImageTextModel, config: TrainConfig, world: World) -> Locks:
+    """Set up what happens inside the towers in training, and return what locks them; every parameter stays the optimizer's."""
+    towers = config.towers or TowerConfig()
+    if towers.patch_share < 1:
+        model.patch_dropper = PatchDropper(model, towers.patch_share)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    if config.compile:
+        compile_towers(model, world)
+    return Locks(model, towers, with_projections=bool(config.init))
 
 
 def _build_objective(objective: Objective, model: ImageTextModel, columns: SampleColumns, config: TrainConfig) -> None:
