@@ -116,7 +116,7 @@ def format_markdown(comparison: Comparison) -> str:
     for name, own in comparison.arms.items():
         listed = ", ".join(f"`{key}: {_cell(str(value))}`" for key, value in own.items())
         lines.append(f"- {_cell(name)}: {listed or 'the first arm' if name == arms[0] else listed or 'nothing'}")
-    return "\n".join([*lines, "", f"![{MARKDOWN_FILE}]({PLOT_FILE})", ""])
+    return "\n".join([*lines, "", f"![a dot per seed]({PLOT_FILE})", ""])
 
 
 def _flat(metrics: Metrics) -> dict[tuple[str, str], float]:
