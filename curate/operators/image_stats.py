@@ -36,7 +36,7 @@ class ImageStats(ShardOperator):
     """
 
     name = "image_stats"
-    version = 1
+    version = 2
     reads = ("image_luma", "image_file_bytes")
     writes = pa.schema([
         ("image_width", pa.int32()),
@@ -88,11 +88,12 @@ def measure_border(luma: np.ndarray) -> float:
     """Return the share of the area in bars of one shade along the four edges; each edge has its own shade."""
     height, width = luma.shape
     top, bottom = _count_plain(luma, 0, False), _count_plain(luma, 0, True)
-    if top == height:
+    if top + bottom >= height:  # plain, or two plain halves
         return 1.0
     rest = luma[top : height - bottom]
     left, right = _count_plain(rest, 1, False), _count_plain(rest, 1, True)
-    return float(1.0 - (height - top - bottom) * (width - left - right) / (height * width))
+    # Where a shade changes slowly, the bars of two edges may overlap.
+    return float(1.0 - (height - top - bottom) * max(0, width - left - right) / (height * width))
 
 
 def _count_plain(luma: np.ndarray, axis: int, is_backwards: bool) -> int:
@@ -101,6 +102,8 @@ def _count_plain(luma: np.ndarray, axis: int, is_backwards: bool) -> int:
     edge = luma[-1 if is_backwards else 0] if axis == 0 else luma[:, -1 if is_backwards else 0]
     sample = edge[:: max(1, len(edge) // _BORDER_SAMPLES)].tolist()
     if max(sample) - min(sample) > _BORDER_TOLERANCE:
+        return 0
+    if int(edge.max()) - int(edge.min()) > _BORDER_TOLERANCE:
         return 0
     # Bars are thin: look at a few lines, then at twice as many, before looking at all of them.
     length, size, first = int(luma.shape[axis]), _BORDER_LINES, 0

@@ -10,7 +10,7 @@ from curate.operators.image_stats import ImageStats, measure_border
 from tests.contract import check_operator, column, make_inputs, picture_input, run
 from tests.pool import BORDER_ROW, CORRUPT_ROW, make_rows
 
-FINGERPRINT = "b09a94656786c3cb372fa38c3a94ba9a4b6728fdb36c6a8de2c6f407e94a4645"
+FINGERPRINT = "0f8659270970f53e3a9abed6664fef0fe418d0d136dbf56fbfb2b84a55e64b5f"
 
 
 def measure(*pictures: np.ndarray) -> dict[str, list[float]]:
@@ -97,3 +97,16 @@ def test_one_pixel() -> None:
     found = measure(np.full((1, 1, 3), 7, dtype=np.uint8))
     assert found["image_aspect_ratio"] == [1.0]
     assert all(math.isfinite(values[0]) for values in found.values())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_two_plain_halves_are_all_border(axis: int) -> None:
+    luma = np.full((40, 40), 20, dtype=np.uint8)
+    luma[20:] = 200
+    assert measure_border(luma if axis == 0 else luma.T.copy()) == 1.0
+
+
+def test_bars_that_overlap_are_counted_once() -> None:
+    # From either edge the shade keeps within the tolerance past the middle; from top to bottom nothing is plain.
+    luma = np.repeat(np.linspace(100, 116, 40).round().astype(np.uint8)[None], 40, axis=0)
+    assert measure_border(luma) == 1.0
