@@ -14,6 +14,8 @@ from curate.operators.noise_probability import NoiseProbability
 from schemas.errors import InputError
 from schemas.sample_loss import SAMPLE_LOSS_SCHEMA, SAMPLE_LOSSES_FILE
 from tests.contract import check_pool_operator
+from tests.train.dataset_builder import make_uid
+from tests.train.training import SCENES, TINY, run_training, write_scenes
 
 FINGERPRINT = "b214736c92d1dd526cf5d1b1db86a69d02b1b3883209369a4dacc12b5d81c9c3"
 NUM_ROWS = 600
@@ -83,6 +85,21 @@ def test_rows_of_other_pools_are_null(tmp_path: Path) -> None:
     assert found["noise_probability"][600:] == [None] * 50
     nothing = write(tmp_path, loss=[None] * NUM_ROWS, num_draws=[0] * NUM_ROWS)
     assert check(NoiseProbability(losses=str(nothing)))["noise_probability"] == [None] * NUM_ROWS
+
+
+def test_losses_of_a_run_are_read(tmp_path: Path) -> None:
+    """The trainer's own file, of a run in which every sample was drawn."""
+    dataset = write_scenes(tmp_path / "dataset", copies=1)
+    done = run_training(dataset, tmp_path / "run", {**TINY, "epochs": 2, "replacement": False, "sample_losses": True})
+    assert done.returncode == 0, done.stdout
+    uids = [make_uid(number) for number in range(len(SCENES))]
+    rows = make_rows(len(SCENES) + 1).set_column(2, "uid", [[*uids, "f" * 32]])
+    found = check(NoiseProbability(losses=str(tmp_path / "run")), rows)
+    drawn = [row for row in range(len(SCENES)) if row != LOST]
+    assert all(found["sample_loss"][row] > 0 for row in drawn)
+    assert all(0 <= found["noise_probability"][row] <= 1 for row in drawn)
+    assert found["noise_probability"][-1] is None
+    assert found["error"].count(None) == len(SCENES)
 
 
 def test_the_fingerprint_is_pinned(tmp_path: Path) -> None:
