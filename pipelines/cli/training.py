@@ -205,23 +205,23 @@ def compare(
     from pipelines.compare import CompareConfig
     from pipelines.compare import compare as run
     from pipelines.comparison import describe_comparison, format_markdown
+    from train.trainer import TrainingStopped
 
-    try:
-        numbers = tuple(int(seed) for seed in seeds.split(","))
-    except ValueError as error:
-        raise InputError(f"--seeds {seeds!r} is not N,N,...") from error
     config = CompareConfig(
         sources=tuple(sources),
         vary=tuple(vary or ()),
         overrides=tuple(overrides or ()),
         recipe=recipe,
         data=tuple(data or ()),
-        seeds=numbers,
+        seeds=_read_seeds(seeds),
         samples_seen=samples_seen,
     )
     with make_executor(address, num_workers) as executor:
         say = (lambda _: None) if as_json else show
-        comparison = run(config, pool, out, executor=executor, progress=make_progress(), say=say)
+        try:
+            comparison = run(config, pool, out, executor=executor, progress=make_progress(), say=say)
+        except TrainingStopped as error:
+            raise KeyboardInterrupt(str(error)) from error
     show_json(describe_comparison(comparison)) if as_json else show(format_markdown(comparison))
 
 
@@ -272,3 +272,10 @@ def demo_models(
     show_json(asdict(report)) if as_json else show(tabulate_text_models(report))
     if not as_json:
         typer.echo(folder)
+
+
+def _read_seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--seeds {text!r} is not N,N,...") from error
