@@ -1,11 +1,16 @@
 """The demo's report as tables for people."""
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pipelines.demo.demo import DemoReport
 from pipelines.render import tabulate_funnel
+
+if TYPE_CHECKING:
+    from pipelines.demo.text_report import TextModelReport
 
 _MODELS = ("raw", "curated", "trusted")
 _CHANCE = "chance_"
@@ -44,6 +49,23 @@ def tabulate_demo(report: DemoReport) -> RenderableType:
         f"examples: {report.sheet_file}",
         report.report_file,
     )
+
+
+def tabulate_text_models(report: "TextModelReport") -> RenderableType:
+    """Return what the captioner and the rewriter get right, and some of what they say."""
+    found = report.captions
+    accuracy = _table("of captions of unseen scenes", right=("right",))
+    for kind in ("objects", "colours", "pairs", "counts", "relations"):
+        accuracy.add_row(kind, f"{getattr(found, kind):.1%}")
+    accuracy.add_section()
+    accuracy.add_row(f"of {report.num_rewrites:,} rewrites: taken", f"{report.taken_rewrites:.1%}")
+    accuracy.add_row("the same in other words", f"{report.faithful_rewrites:.1%}")
+    captions = _table("a true caption", "the captioner's")
+    rewrites = _table("a caption", "its rewrite")
+    for table, examples in ((captions, report.caption_examples), (rewrites, report.rewrite_examples)):
+        for given, made in examples:
+            table.add_row(given, made or "(none was taken)")
+    return Group(accuracy, captions, rewrites)
 
 
 def _tabulate_faults(report: DemoReport) -> Table:

@@ -36,6 +36,7 @@ COMMANDS = {
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
     "compare": "SOURCES --out --vary --set --recipe --data --seeds --samples-seen --pool --address --num-workers --json",
+    "demo-models": "--out --json",
     "demo": "--out --scale --port --json --num-workers",
 }
 HEAVY = (
