@@ -62,7 +62,7 @@ def compute_gradients(
     }
     tensors = {key: value for key, value in copies.items() if key != _SCALE}
     tensors |= inputs.fields | _ask_teacher(objective, parts, autocast)
-    outputs = Outputs(tensors=tensors, logit_scale=copies[_SCALE], world=world)
+    outputs = Outputs(tensors=tensors, logit_scale=copies[_SCALE], world=world, autocast=autocast)
     loss, terms = objective(outputs)
     loss.backward()
     gradients = {key: value.grad for key, value in copies.items()}

@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -32,6 +33,9 @@ class Outputs:
     tensors: Mapping[str, torch.Tensor]  # by the key of the request
     logit_scale: torch.Tensor  # the factor on cosines itself, not its logarithm
     world: World = field(default_factory=World)
+    autocast: Callable[[], AbstractContextManager[object]] = (
+        nullcontext  # what the towers ran under, for a loss's large layers
+    )
     _gathered: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __getitem__(self, request: Request) -> torch.Tensor:

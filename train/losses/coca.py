@@ -42,11 +42,12 @@ class CoCa(Loss):
     def forward(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Return the mean over the tokens of the whole batch."""
         tokens, ids = outputs[Tokens()][:, :-1], outputs[Ids()][:, 1:]
-        patches = self.image_norm(self.image_map(outputs[Patches()]))
-        summaries, _ = self.pool(self.queries.expand(len(patches), -1, -1), patches, patches, need_weights=False)
         causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
-        hidden = self.decoder(tokens, summaries, tgt_mask=causal, tgt_is_causal=True)
-        logits = self.vocabulary(hidden)
-        total = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=-1, reduction="sum")
+        with outputs.autocast():
+            patches = self.image_norm(self.image_map(outputs[Patches()]))
+            summaries, _ = self.pool(self.queries.expand(len(patches), -1, -1), patches, patches, need_weights=False)
+            hidden = self.decoder(tokens, summaries, tgt_mask=causal, tgt_is_causal=True)
+            logits = self.vocabulary(hidden)
+        total = functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), ignore_index=-1, reduction="sum")
         # Tokens per process in the mean, so that the mean over the processes is that over all tokens.
         return {"coca": total / outputs.world.mean((ids >= 0).sum().float()).clamp_min(1)}
