@@ -51,26 +51,43 @@ def open_columns(dataset: Dataset, requests: Sequence[Column], files: Sequence[s
     if not requests:
         return SampleColumns()
     order = _Order.of(dataset.table.uid)
-    given = [path for name in files for path in _list_files(name)]
-    sidecars = [dataset.locate(entry.parquet) for entry in dataset.index.shards]
     arrays: dict[str, npt.NDArray[Any]] = {}
     num_labels: dict[str, int] = {}
     digest = hashlib.sha256()
     for request in requests:
-        places = [paths for paths in (given, sidecars) if _has_column(paths, request.name)]
-        if not places:
-            raise InputError(
-                f"a loss reads the column {request.name!r}, which neither {', '.join(files) or 'train.columns (empty)'} nor the dataset has; "
-                "name a Parquet file (uid, this column) or the folder of an operator's annotations in train.columns"
-            )
-        chunks = [_read(path, request.name, order) for path in places[0] if _has_column([path], request.name)]
-        array = _fill(request, chunks, order)
+        array = _fill(request, _find(dataset, request.name, files, order), order)
         arrays[request.key] = array
         if request.kind in {"label", "labels"}:
             num_labels[request.key] = int(array.max(initial=-1)) + 1
         digest.update(request.key.encode())
         digest.update(np.ascontiguousarray(array).data)
     return SampleColumns(arrays=arrays, num_labels=num_labels, digest=digest.hexdigest())
+
+
+def name_labels(dataset: Dataset, request: Column, files: Sequence[str]) -> list[str]:
+    """Return what the numbers of a column of text labels stand for; nothing where its labels are integers, which name themselves."""
+    counts: Counter[str] = Counter()
+    for _, values in _find(dataset, request.name, files, _Order.of(dataset.table.uid)):
+        flat = values.flatten() if _is_list(values.type) else values
+        if not (pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type)):
+            return []
+        for found in pc.value_counts(flat.drop_null()).to_pylist():
+            counts[found["values"]] += found["counts"]
+    kept = [label for label, count in counts.items() if count >= request.min_count]
+    return sorted(kept, key=lambda name: (-counts[name], name))
+
+
+def _find(dataset: Dataset, name: str, files: Sequence[str], order: "_Order") -> list[_Chunk]:
+    """Return the parts of a column, of the given files or else of the dataset's sidecars."""
+    given = [path for folder in files for path in _list_files(folder)]
+    sidecars = [dataset.locate(entry.parquet) for entry in dataset.index.shards]
+    for paths in (given, sidecars):
+        if _has_column(paths, name):
+            return [_read(path, name, order) for path in paths if _has_column([path], name)]
+    raise InputError(
+        f"the run reads the column {name!r}, which neither {', '.join(files) or 'train.columns (empty)'} nor the dataset has; "
+        "name a Parquet file (uid, this column) or the folder of an operator's annotations in train.columns"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from schemas.errors import StaleDatasetError
 from train.checkpoint import write_array, write_file
-from train.columns import open_columns
+from train.columns import name_labels, open_columns
 from train.config import TrainConfig
 from train.curation import RAW_BATCHES, Curated, Nearness, collect, read_names
 from train.distributed import World
@@ -47,6 +47,7 @@ class RunSchedule:
         self.digest = opened.digest
         arrays = {use: opened.arrays[request.key] for use, request in requests.items()}
         self._labels = arrays.get("report")
+        self._label_names = name_labels(data, requests["report"], config.columns) if sampling.report_by else []
         self.shape = _shape(data, config, sampling)
         neighbours = None
         if sampling.batches and sampling.batches.near:
@@ -71,7 +72,7 @@ class RunSchedule:
         else:
             found, weights = self._schedule.batches(epoch), self._schedule.weights(epoch)
         # Kept for `describe`, which may be asked after the loader has gone on to the next epoch, in its thread.
-        self._descriptions[epoch] = describe_epoch(found, weights, self._labels)
+        self._descriptions[epoch] = describe_epoch(found, weights, self._labels, self._label_names)
         self._descriptions.pop(epoch - 3, None)
         return found
 

@@ -4,7 +4,7 @@ Weights of the epoch (curriculum.py) -> draws (sampler.py) -> batches (batching.
 it, because of repetition or of batches of groups, a schedule that starts in the middle goes through the earlier epochs once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,10 +137,12 @@ class Schedule:
         return draws
 
 
-def describe_epoch(batches: Indices, weights: Weights, labels: npt.NDArray[np.int64] | None) -> dict[str, float]:
+def describe_epoch(
+    batches: Indices, weights: Weights, labels: npt.NDArray[np.int64] | None, names: Sequence[str] = ()
+) -> dict[str, float]:
     """Return what `metrics.jsonl` says of an epoch's draws: effective sample size, different samples, and the share of each label.
 
-    The 20 most frequent labels are named by their number, which is their rank where they are texts; -1 is no label.
+    The 20 most frequent labels are named by `names`, or else by their number; samples without a label are `none`.
     """
     found = {
         "sampling/effective_sample_size": effective_sample_size(weights),
@@ -149,5 +151,7 @@ def describe_epoch(batches: Indices, weights: Weights, labels: npt.NDArray[np.in
     if labels is not None:
         values, counts = np.unique(labels[batches], return_counts=True)
         for place in np.argsort(-counts, kind="stable")[:_MOST_LABELS].tolist():
-            found[f"sampling/share_{values[place]}"] = counts[place] / batches.size
+            value = int(values[place])
+            name = "none" if value < 0 else names[value] if value < len(names) else str(value)
+            found[f"sampling/share_{name}"] = counts[place] / batches.size
     return found

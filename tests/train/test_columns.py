@@ -7,7 +7,7 @@ import pytest
 
 from schemas.errors import InputError
 from tests.train.dataset_builder import make_samples, make_uid, write_dataset
-from train.columns import SampleColumns, open_columns
+from train.columns import SampleColumns, name_labels, open_columns
 from train.index import Dataset
 from train.request import Column
 
@@ -128,3 +128,15 @@ def test_what_does_not_fit_is_refused(
 def test_missing_files_are_named(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is neither a Parquet file nor a folder of them"):
         open_columns(dataset, [Column(name="x")], [str(tmp_path / "nowhere")])
+
+
+def test_text_labels_have_names(dataset: Dataset, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "values.parquet", range(COUNT), x=["b", "a", "a", None] * 5, y=[["c"], ["c", "d"]] * 10, z=[3] * 20
+    )
+    column = Column(name="x", kind="label")
+    names = name_labels(dataset, column, [path])
+    assert names == ["a", "b"]
+    assert open_columns(dataset, [column], [path]).arrays[column.key][:4].tolist() == [1, 0, 0, -1]
+    assert name_labels(dataset, Column(name="y", kind="labels", min_count=15), [path]) == ["c"]
+    assert name_labels(dataset, Column(name="z", kind="label"), [path]) == []

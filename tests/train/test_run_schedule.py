@@ -86,8 +86,8 @@ def test_columns_come_from_the_files_of_the_configuration(dataset: Path, values:
     found = schedule.describe(1)
     assert found["sampling/effective_sample_size"] == 24
     assert found["sampling/num_distinct"] == 24
-    shares = [value for name, value in found.items() if name.startswith("sampling/share_")]
-    assert shares == [0.5, 0.5]
+    shares = {name: value for name, value in found.items() if name.startswith("sampling/share_")}
+    assert shares == {"sampling/share_blue": 0.5, "sampling/share_yellow": 0.5}
     with pytest.raises(InputError, match="'score'"):
         make_schedule(dataset, tmp_path / "run", sampling)
 

@@ -161,4 +161,8 @@ def test_an_epoch_is_described_by_its_draws() -> None:
         "sampling/share_1": 0.25,
         "sampling/share_2": 0.25,
     }
+    named = describe_epoch(batches, WEIGHTS, np.where(GROUPS == 2, -1, GROUPS), ["web", "books"])
+    assert [name for name in named if "share" in name] == [
+        f"sampling/share_{name}" for name in ("web", "none", "books")
+    ]
     assert list(describe_epoch(batches, WEIGHTS, None)) == ["sampling/effective_sample_size", "sampling/num_distinct"]
