@@ -117,6 +117,8 @@ class Summary:
 
 def find_task(folder: str) -> DataCompTask | None:
     """Return the task of a folder called `wds_{task}_test`, or None where it is none of DataComp's."""
+    if not folder.startswith("wds_") or not folder.endswith("_test"):
+        return None
     middle = folder.removeprefix("wds_").removesuffix("_test")
     return next((task for task in TASKS if middle in task.folders), None)
 

@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_root_of_folders_is_evaluated_and_summarised(root: Path) -> None:
+def test_a_root_of_folders_is_evaluated_and_summarised(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [Path(entry).name for entry in expand(str(root))] == [
         "wds_imagenet1k_test",
         "wds_misc-winogavil_test",
@@ -63,6 +63,8 @@ def test_a_root_of_folders_is_evaluated_and_summarised(root: Path) -> None:
         "wds_vtab-pets_test",
         "wds_wilds-fmow_test",
     ]
+    assert "without a main metric are passed over root=" in caplog.text
+    assert "sets=wds_fairface_test" in caplog.text
     results = evaluate_model(ColourEncoder(), [str(root)], num_workers=0)
     assert results["wds_wilds-fmow_test"]["acc1[region=4]"] == 0.5
     assert results["wds_misc-winogavil_test"]["jaccard"] == 1.0
@@ -98,6 +100,7 @@ def test_the_list_is_datacomps() -> None:
     assert dollar is not None
     assert dollar.metric == "worst_income_ds_acc5"
     assert find_task("wds_mine_test") is None
+    assert find_task("cars") is None  # somebody's own
     assert summarise({"mine": {"acc1": 1.0}}) is None
 
 

@@ -1,5 +1,6 @@
 """Evaluates a checkpoint on several datasets and folders: `winnow evaluate`."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +19,8 @@ from train.evaluate.measure import Measure
 from train.evaluate.pairs import list_pair_files, read_pairs
 from train.evaluate.task import EvaluationData, ZeroShotTask
 from train.evaluation import EvaluationOptions, Perturb
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -89,8 +92,13 @@ def expand(path: str) -> list[str]:
         return [path]
     names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(bare, detail=False))
     found = [f"{path.rstrip('/')}/{name}" for name in names]
-    sets = [entry for entry in found if is_folder(entry) and not _is_unscored(entry)]
-    return sets or [path]
+    sets = [entry for entry in found if is_folder(entry)]
+    unscored = [entry.rsplit("/", 1)[-1] for entry in sets if _is_unscored(entry)]
+    if unscored:
+        logger.warning(
+            "sets of DataComp without a main metric are passed over root=%s sets=%s", path, ",".join(unscored)
+        )
+    return [entry for entry in sets if not _is_unscored(entry)] or [path]
 
 
 def open_data(path: str, options: EvaluationOptions | None = None) -> EvaluationData:
