@@ -21,15 +21,14 @@ import pyarrow.parquet as pq
 from benchmarks.bench_annotate import cpu_seconds, decode_shard, make_rows
 from benchmarks.measured_model import make_clip
 from benchmarks.memory import measure
-from curate.annotate import annotate, parse_operator
+from curate.annotate import parse_operator
 from curate.columns import Input, gather
-from curate.executor import Executor
 from curate.models.clip import to_half
 from curate.operator import PoolOperator, ShardOperator
 from curate.plan import make_plan
 from curate.pool_work import PoolWork
 from curate.row_pass import RowPass, annotate_shard
-from curate.store import Pool
+from curate.store import LabelTarget, Pool
 from schemas.sample_loss import SAMPLE_LOSS_SCHEMA, SAMPLE_LOSSES_FILE
 from tests.captioner import make_captioner
 from tests.pool import Row, write_shard
@@ -89,8 +88,7 @@ def make_world(folder: Path, rows: Sequence[Row]) -> World:
     np.save(folder / "targets.npy", np.random.default_rng(1).normal(size=(1000, DIMENSIONS)).astype(np.float32))
     references = Pool(folder / "references")
     write_shard(references, 0, rows[:200])
-    with Executor(num_workers=1) as executor:
-        annotate(references, [parse_operator(name) for name in ("perceptual_hash", "colour_layout")], executor=executor)
+    run_pass(references, ["perceptual_hash", "colour_layout"])
     losses = np.random.default_rng(2).gamma(2.0, size=NUM_POOL_ROWS)
     uids = [f"{row:032x}" for row in range(NUM_POOL_ROWS)]
     table = pa.table({"uid": uids, "loss": losses, "num_draws": np.ones(NUM_POOL_ROWS)})
@@ -197,9 +195,10 @@ def compare_passes(folder: Path, rows: Sequence[Row]) -> None:
 def run_pass(pool: Pool, names: Sequence[str]) -> float:
     """Return the CPU seconds of annotating the first shard from nothing."""
     shutil.rmtree(Path(pool.root) / "annotations", ignore_errors=True)
-    plan = make_plan(
-        pool, [parse_operator(n) for n in names], pool.read_footer(pool.shard_parquet(0)).schema.to_arrow_schema().names
-    )
+    columns = pool.read_footer(pool.shard_parquet(0)).schema.to_arrow_schema().names
+    plan = make_plan(pool, [parse_operator(name) for name in names], columns)
+    labels = {p.operator.sql_name: LabelTarget(operator=p.operator.name, fingerprint=p.fingerprint) for p in plan}
+    pool.set_labels(labels)
     row_pass = RowPass(pool=pool, plan=tuple(plan), pool_digest="")
     return cpu_seconds(lambda: annotate_shard(row_pass, pool.shard_header(0)))
 
