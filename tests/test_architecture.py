@@ -20,7 +20,7 @@ LONG_FUNCTIONS = {"train/trainer.py": 150}
 
 # Who may import what. A module named here may be imported only by these files (or files below these folders), or for type checking.
 DOORS = {
-    "ray": ("curate/executor.py", "train/launch.py"),
+    "ray": ("curate/executor.py", "curate/executor_llm.py", "train/launch.py"),
     "duckdb": ("curate/catalog.py",),
     "simplejpeg": ("curate/images.py", "train/loader.py"),
     "PIL": ("curate/images.py", "train/loader.py", "pipelines/sheet.py", "pipelines/demo/"),

@@ -24,7 +24,7 @@ def request_body(request: Request, sampling: Sampling, model: str, *, wants_log_
     """Return the body that asks for one answer; the picture goes with the last message of the user."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": _messages(request),
+        "messages": chat_messages(request),
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
     }
@@ -39,6 +39,21 @@ def request_body(request: Request, sampling: Sampling, model: str, *, wants_log_
     if wants_log_probabilities:
         body["logprobs"] = True
     return json.dumps(body).encode()
+
+
+def chat_messages(request: Request) -> list[dict[str, Any]]:
+    """Return the messages as OpenAI writes them; the picture, as a data URL, goes with the last one of the user."""
+    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in request.messages]
+    if not request.image:
+        return messages
+    users = [number for number, message in enumerate(request.messages) if message.role == "user"]
+    if not users:
+        raise ValueError("a request with a picture needs a message of the user's")
+    kind = "png" if request.image.startswith(_PNG_SIGNATURE) else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(request.image).decode()}"
+    asked = messages[users[-1]]
+    asked["content"] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked["content"]}]
+    return messages
 
 
 def read_answer(body: bytes, request: Request) -> Answer:
@@ -96,20 +111,6 @@ def one_line(text: str | bytes) -> str:
     cut = text[: 4 * _REASON_LENGTH]
     decoded = cut.decode("utf-8", "replace") if isinstance(cut, bytes) else cut
     return "".join(c if c.isprintable() else " " for c in " ".join(decoded.split()))[:_REASON_LENGTH]
-
-
-def _messages(request: Request) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in request.messages]
-    if not request.image:
-        return messages
-    users = [number for number, message in enumerate(request.messages) if message.role == "user"]
-    if not users:
-        raise ValueError("a request with a picture needs a message of the user's")
-    kind = "png" if request.image.startswith(_PNG_SIGNATURE) else "jpeg"
-    url = f"data:image/{kind};base64,{base64.b64encode(request.image).decode()}"
-    asked = messages[users[-1]]
-    asked["content"] = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked["content"]}]
-    return messages
 
 
 def _first_choice(content: object) -> Mapping[str, Any]:

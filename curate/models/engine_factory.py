@@ -45,6 +45,10 @@ def _make(operator: "GenerationOperator") -> Engine:
             ),
             Budget(_limits(operator), spent),
         )
+    elif operator.engine == "vllm":
+        from curate.models.engine_vllm import VllmEngine
+
+        engine = VllmEngine(operator.model, operator.revision, num_at_once=operator.concurrency)
     else:
         from curate.models.engine_transformers import TransformersEngine
 
