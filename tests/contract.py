@@ -181,9 +181,14 @@ def _assert_equal(operator: ShardOperator, first: Output, second: Output, tolera
             continue
         for mine, other in zip(left, right, strict=True):
             assert (mine is None) == (other is None)
-            if mine is not None:
-                difference = np.abs(np.asarray(mine, dtype=np.float64) - np.asarray(other, dtype=np.float64))
-                assert difference.max() <= tolerance, f"{operator.name}: {name} depends on the batch"
+            if isinstance(mine, str):
+                assert mine == other, f"{operator.name}: {name} depends on the batch"
+            elif mine is not None:
+                # A null within a list is NaN here, and must be null in both.
+                numbers, others = (np.asarray(value, dtype=np.float64) for value in (mine, other))
+                assert np.allclose(numbers, others, rtol=0, atol=tolerance, equal_nan=True), (
+                    f"{operator.name}: {name} depends on the batch"
+                )
 
 
 def column(output: Output, name: str) -> list[Any]:

@@ -25,7 +25,12 @@ ROW_OPERATORS = sorted(
 )
 POOL_OPERATORS = sorted(name for name, cls in discover().items() if issubclass(cls, PoolOperator))
 # Columns that the operators here do not write: made captions, labels of data sets.
-STAND_INS = {"recaption": "alt_text", "label": "alt_text", "recaption_embedding": "text_embedding"}
+STAND_INS = {
+    "recaption": "alt_text",
+    "label": "alt_text",
+    "recaption_embedding": "text_embedding",
+    "captions": "sub_captions",
+}
 
 
 @dataclass(frozen=True)
