@@ -55,7 +55,14 @@ def test_everything_is_measured_once(folder: Path) -> None:
         "composition_attribution",
         "composition_order_all",
     } <= set(metrics)
-    assert {"probe_acc1", "shots_2_acc1_std", "modality_gap", "image_uniformity", "attack_success_rate"} <= set(metrics)
+    assert {
+        "probe_acc1",
+        "shots_2_acc1_std",
+        "zero_shot_start_2_acc1",
+        "modality_gap",
+        "image_uniformity",
+        "attack_success_rate",
+    } <= set(metrics)
     assert metrics["probe_acc1"] > metrics["chance_probe_acc1"]
     again, was_current = evaluate_run(str(folder / "run"), section, str(folder / "set"))
     assert was_current

@@ -157,7 +157,8 @@ def _classify(
                 labels=labels[~is_test],
                 test_images=images.take(rows[is_test].tolist()),
                 test_labels=labels[is_test],
-                num_classes=len(classnames),
+                classnames=classnames,
+                templates=options.templates or DEFAULT_TEMPLATES,
             )
         )
     return tasks

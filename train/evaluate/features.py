@@ -83,6 +83,19 @@ def _projected(model: Encoder) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
+def project_images(model: Encoder, features: torch.Tensor) -> torch.Tensor:
+    """Return what `encode_images` gives by itself, of what it gives before the projection."""
+    projection = getattr(getattr(model, "network", None), "visual_projection", None)
+    if not isinstance(projection, torch.nn.Module):
+        return features
+    with torch.inference_mode():
+        projected = torch.nn.functional.normalize(
+            projection(features.to(next(projection.parameters()).device)).float(), dim=-1
+        )
+    # Outside of inference mode, where a classifier is fitted on it.
+    return projected.clone().to(features.device)
+
+
 def encode_texts(model: Encoder, texts: Sequence[str], *, batch_size: int) -> torch.Tensor:
     """Return the features of the texts in order, float32 on the CPU, shape (texts, d)."""
     parts = []

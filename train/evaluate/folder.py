@@ -87,7 +87,8 @@ def read_folder(root: str, *, with_training: bool = False) -> EvaluationData:
                 labels=labels,
                 test_images=task.images,
                 test_labels=task.labels,
-                num_classes=len(task.classnames),
+                classnames=task.classnames,
+                templates=task.templates,
             )
         )
     return EvaluationData(name=name, tasks=tasks)

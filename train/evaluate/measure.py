@@ -11,7 +11,8 @@ from train.evaluate.association import make_prompt, measure_associations
 from train.evaluate.attack import find_target, measure_attack, stamp_all
 from train.evaluate.composition import measure_composition
 from train.evaluate.embedding import measure_embedding
-from train.evaluate.features import Encoder, encode_images, encode_texts
+from train.evaluate.features import Encoder, encode_images, encode_texts, project_images
+from train.evaluate.few_shot import measure_near_shots
 from train.evaluate.probe import measure_few_shot, measure_probe
 from train.evaluate.retrieval import UniqueTexts, measure_retrieval
 from train.evaluate.task import AssociationTask, CompositionTask, ImageSet, ProbeTask, RetrievalTask, Task, ZeroShotTask
@@ -66,10 +67,21 @@ class Measure:
         device = getattr(self.model, "device", torch.device("cpu"))
         training = self._images(task.images, before_projection=True).to(device)
         tests = self._images(task.test_images, before_projection=True).to(device)
-        given = (training, task.labels, tests, task.test_labels, task.num_classes)
-        metrics = measure_probe(*given) if self.options.probe else {}
-        shots, num_seeds = self.options.shots, self.options.num_seeds
-        return metrics | measure_few_shot(*given, shots=shots, num_seeds=num_seeds)
+        own = (training, task.labels, tests, task.test_labels, len(task.classnames))
+        metrics = measure_probe(*own) if self.options.probe else {}
+        if not self.options.shots:
+            return metrics
+        metrics |= measure_few_shot(*own, shots=self.options.shots, num_seeds=self.options.num_seeds)
+        classes = encode_classes(self._texts, task.classnames, task.templates).to(device)
+        shared = (
+            project_images(self.model, training),
+            task.labels,
+            project_images(self.model, tests),
+            task.test_labels,
+        )
+        return metrics | measure_near_shots(
+            *shared, classes, shots=self.options.shots, num_seeds=self.options.num_seeds
+        )
 
     @__call__.register
     def _(self, task: CompositionTask) -> dict[str, float]:

@@ -70,13 +70,14 @@ class ZeroShotTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTask:
-    """Labelled images to fit a linear classifier on, and others to test it on; classes are 0 to `num_classes` - 1."""
+    """Labelled images to fit a linear classifier on, and others to test it on; the rest is as in `ZeroShotTask`."""
 
     images: ImageSet
     labels: npt.NDArray[np.int64]
     test_images: ImageSet
     test_labels: npt.NDArray[np.int64]
-    num_classes: int
+    classnames: Sequence[str]
+    templates: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)

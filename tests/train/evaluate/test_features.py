@@ -10,7 +10,7 @@ from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import flat
 from tests.train.test_model import SHAPES
 from train.evaluate.dataset import read_dataset
-from train.evaluate.features import encode_images, encode_texts
+from train.evaluate.features import encode_images, encode_texts, project_images
 from train.model import build_model
 from train.tokenizer import train_tokenizer
 
@@ -50,6 +50,7 @@ def test_features_before_the_projection_are_the_towers_own(tmp_path: Path, shape
     after = encode_images(model, task.images, **settings)  # type: ignore[arg-type]
     projected = torch.nn.functional.normalize(model.network.visual_projection(before), dim=1)
     torch.testing.assert_close(projected, after, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(project_images(model, before), after, rtol=1e-4, atol=1e-5)
     assert before.shape[1] != after.shape[1]
     # The hook is gone, and the pictures are what the model saw.
     assert not model.network.visual_projection._forward_pre_hooks
