@@ -108,11 +108,13 @@ def _run(command: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path) -> None:
     whole = _run(_command(folder, tmp_path / "whole"))
     killed = _run(_command(folder, tmp_path / "killed"))
     runs = tmp_path / "killed" / "runs"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     # In the middle of the second cell.
     while len(list(runs.glob("*/checkpoints/step_*"))) < 3 or len(list(runs.iterdir())) < 2:
         assert time.monotonic() < deadline
@@ -120,11 +122,11 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(folder: Path
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
-    assert whole.wait(timeout=250) == 0, whole.stderr and whole.stderr.read()
+    assert whole.wait(timeout=400) == 0, whole.stderr and whole.stderr.read()
     assert not (tmp_path / "killed" / "comparison.json").exists()
     checkpoints = {path: path.stat().st_mtime_ns for path in runs.glob("*/checkpoints/step_*/model.safetensors")}
     again = _run(_command(folder, tmp_path / "killed"))
-    output, errors = again.communicate(timeout=250)
+    output, errors = again.communicate(timeout=400)
     assert again.returncode == 0, errors
     assert "many, seed 0: up to date" in output
     assert "few, seed 1: done" in output

@@ -112,6 +112,7 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> 
         PoisonConfig(**{"target": "banana", **settings})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_backdoor(tmp_path: Path) -> None:
     samples = [
         Sample(
