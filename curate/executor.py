@@ -119,6 +119,11 @@ class Executor:
     ) -> None:
         self.close()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether workers are up; until then the first unit pays for their start."""
+        return self._has_started
+
     def close(self) -> None:
         """Stop Ray if this executor started it."""
         if self._has_started:

@@ -157,7 +157,11 @@ def resize_to(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
         return cast(np.ndarray, cv2.resize(rgb, (width, height), interpolation=cv2.INTER_CUBIC))
     boxes = width * _whole_multiple(rgb.shape[1] / width), height * _whole_multiple(rgb.shape[0] / height)
     if boxes != (rgb.shape[1], rgb.shape[0]):
+        # Not OpenCV's own fixed-point arithmetic but Intel's, where it is built in: half the time, as near to the references, and the
+        # same bytes for every instruction set. The switch is the thread's.
+        cv2.ipp.setUseIPP_NotExact(True)
         rgb = cv2.resize(rgb, boxes, interpolation=cv2.INTER_LINEAR)
+        cv2.ipp.setUseIPP_NotExact(False)
     return (
         rgb
         if boxes == (width, height)

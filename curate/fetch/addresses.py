@@ -5,6 +5,7 @@ with a private one when it is connected to; redirects pass through it like any o
 """
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import time
@@ -27,6 +28,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _RESOLVE_SECONDS = 300.0
 _FAILED_SECONDS = 60.0
 _DNS_THREADS = 32
+_CHECKED_HOSTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def check_addresses(addresses: Sequence[str], *, allow_private: bool) -> None:
             raise PermanentError("Refused: private address")
 
 
+@functools.lru_cache(maxsize=_CHECKED_HOSTS)
 def check_literal(host: str, *, allow_private: bool) -> None:
     """Check a host that is an address itself. Shorthands ("127.1", "2130706433") are refused: HTTP libraries pass them on unresolved."""
     if ":" in host or host.replace(".", "").isdigit():

@@ -105,6 +105,8 @@ def gai_error(error: socket.gaierror) -> FetchError:
 def parse_retry_after(value: str) -> float:
     """Return the seconds that a Retry-After header asks for, as a number or as a date; 0 where it makes no sense."""
     value = value.strip()
+    if not value:
+        return 0.0
     if value.isascii() and value.isdigit():
         return float(value[:9])
     try:

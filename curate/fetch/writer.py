@@ -127,14 +127,22 @@ def _write_tar(
         if row["status"] != STATUS_SUCCESS:
             continue
         writer.add(f"{row['key']}.{suffix}", image_of(index))
-        writer.add(f"{row['key']}.json", json.dumps(row, indent=4, default=_to_json).encode())
+        writer.add(f"{row['key']}.json", _to_json(row).encode())
         if has_captions:
             caption = cast(str | None, row["caption"])
             writer.add(f"{row['key']}.txt", (caption or "").encode("utf-8", "surrogatepass"))
     writer.close()
 
 
-def _to_json(value: object) -> object:
+def _to_json(row: dict[str, object]) -> str:
+    """Return what `json.dumps(row, indent=4)` returns, which for an indented text runs in Python and takes three times as long."""
+    if any(isinstance(value, dict | list | tuple) for value in row.values()):
+        return json.dumps(row, indent=4, default=_to_text)
+    flat = json.dumps(row, default=_to_text, separators=(",\n    ", ": "))
+    return "{\n    " + flat[1:-1] + "\n}"
+
+
+def _to_text(value: object) -> object:
     # Dates, decimals, bytes: whatever the list carried along, as text.
     return value.hex() if isinstance(value, bytes) else str(value)
 
