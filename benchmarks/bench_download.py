@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import secrets
+import socket
 import statistics
 import subprocess
 import sys
@@ -160,6 +161,8 @@ def measure(script: str, port: int, count: int) -> Measurement:
             **os.environ,
             MARK: mark,
             "NO_ALBUMENTATIONS_UPDATE": "1",
+            # Ray lets its workers yield to every other process; on a machine that others use, the other tool's do not.
+            "RAY_worker_niceness": "0",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         with (folder / "log").open("wb") as log, CpuMeter(mark) as meter:
@@ -243,6 +246,8 @@ def serve(files: list[bytes], delay: float, sender: "multiprocessing.connection.
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport = transport
             self.buffer = b""
+            # Room for a whole answer: without it the server writes each in pieces, at the cost of both tools.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
 
         def data_received(self, data: bytes) -> None:
             self.buffer += data
