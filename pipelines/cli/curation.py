@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,8 +27,10 @@ from pipelines.cli.app import (
 from pipelines.cli.flags import SelectionFlags, choose_selection, stored_settings, with_settings
 from schemas.errors import InputError
 
-if TYPE_CHECKING:
-    pass
+MixOption = Annotated[
+    str, typer.Option("--mix", metavar="SQL=SOURCE:SHARE,...", help="Draw sources in these shares; others are dropped.")
+]
+MixCutFlag = Annotated[bool, typer.Option("--mix-cut", help="Reach the shares of --mix by dropping rows.")]
 
 
 @app.command()
@@ -134,11 +136,8 @@ def select(
     ] = None,
     top: Annotated[str, typer.Option("--top", metavar="SQL=SHARE", help="Keep the best share by a score.")] = "",
     per_group: Annotated[str, typer.Option("--per-group", metavar="SQL=N", help="Keep at most N of each group.")] = "",
-    mix: Annotated[
-        str,
-        typer.Option("--mix", metavar="SQL=SOURCE:SHARE,...", help="Draw sources in these shares; others are dropped."),
-    ] = "",
-    mix_cut: Annotated[bool, typer.Option("--mix-cut", help="Reach the shares of --mix by dropping rows.")] = False,
+    mix: MixOption = "",
+    mix_cut: MixCutFlag = False,
     limit: Annotated[
         str, typer.Option("--limit", metavar="[SQL=]N", help="Keep at most N, by a score or at random.")
     ] = "",
