@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.captions.guards import Verdict
+from curate.captions.sentences import split_sentences
 from curate.models.engine import LENGTH, Answer, Engine, Request, Sampling, failed
 from curate.models.generation import GenerationOperator, prompt_digest, sampling_text
 
@@ -14,7 +15,7 @@ from curate.models.generation import GenerationOperator, prompt_digest, sampling
 Build = Callable[[int], Request]
 Judge = Callable[[str], Verdict]
 
-_SENTENCE_ENDS = ".!?\u3002\uff01\uff1f\u061f\u0964"
+_CLOSING_SIGNS = ".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"')"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +61,12 @@ def ask(engine: Engine, sampling: Sampling, questions: Sequence[Question], tries
 
 def whole_sentences(text: str) -> str:
     """Return a text that was cut up to its last whole sentence; all of it where it has none."""
-    end = max(text.rfind(sign) for sign in _SENTENCE_ENDS)
-    return text[: end + 1] if end >= 0 else text
+    spans = split_sentences(text)
+    whole = [span for span in spans if span.of(text)[-1] in _CLOSING_SIGNS]
+    # Of the last one only its own end tells that it is whole: "Dr." may be followed by more.
+    if spans and spans[-1] not in whole:
+        whole = spans[:-1]
+    return text[: whole[-1].end] if whole else text
 
 
 def list_provenance(

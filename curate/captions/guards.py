@@ -49,6 +49,7 @@ _NUMBER_WORDS = {
     word: str(number) for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven"])
 }
 _NUMBER_WORDS |= {word: str(number) for number, word in enumerate(["eight", "nine", "ten", "eleven", "twelve"], 8)}
+_NUMBER_WORDS |= {"pair": "2", "couple": "2", "trio": "3", "dozen": "12"}
 _OPENING, _CLOSING, _DOUBLE = "\"'\u201c\u2018`", "\"'\u201d\u2019`", '"\u201c\u201d'
 _TITLE_SHARE = 0.6
 _STEM_LETTERS = 4
@@ -145,7 +146,7 @@ def is_repetitive(words: Sequence[str]) -> bool:
 
 
 def find_numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text, each once, in digits: "two" and "2" are one."""
+    """Return the numbers of a text, each once, in digits: "two", "a pair" and "2" are one."""
     found = {number.replace(",", "") for number in _NUMBER.findall(text)}
     found |= {_NUMBER_WORDS[word] for word in _words(text) if word in _NUMBER_WORDS and word not in {"one", "zero"}}
     return frozenset(found)

@@ -75,6 +75,9 @@ def test_an_answer_that_was_cut_ends_with_its_last_whole_sentence(cut: Parrot) -
         ("a dog and a c", "a dog and a c"),
         ("", ""),
         (".", "."),
+        ("Dr. Smith in a ca", "Dr. Smith in a ca"),
+        ("It is 3.5 m long. Dr. Smith in a ca", "It is 3.5 m long."),
+        ("A dog runs. A cat sleeps.", "A dog runs. A cat sleeps."),
         ("\u732b\u3002\u72d7", "\u732b\u3002"),
     ],
 )

@@ -115,6 +115,7 @@ def test_the_prompt_may_be_repeated_where_the_caption_has_it() -> None:
         ("Red Leather Wallet For Men", [], set()),
         ("Sunset. Boats in the bay", [], set()),
         ("two cats, 2 dogs and 1,200 birds", [], {"2", "1200"}),
+        ("a pair of birds and a dozen eggs", [], {"2", "12"}),
         ("one cat", [], set()),
         ("Anna Smith sits on a bench", ["Anna", "Smith"], set()),
         ("", [], set()),
