@@ -34,7 +34,7 @@ class GenerativeScore(TowerOperator):
     `model` is a folder or hub id of a BLIP, GIT or vision encoder-decoder captioner, or of a chat model, which is asked `prompt` and
     scored on the caption as its answer, one row at a time. The mean makes long and short captions comparable. The paper's best alpha
     lies between 0 and 1, by task; 0 gives generative_score. Scores compare captions under one model only. Costs one run of the picture's tower and
-    1 + num_null_images runs of the decoder: 1 s of a CPU core for BLIP base. `bind.alt_text` scores another text.
+    1 + num_null_images runs of the decoder. `bind.alt_text` scores another text.
     """
 
     name = "generative_score"

@@ -60,8 +60,8 @@ class TextModelConfig:
     num_scenes: int = 10_000  # that the captioner sees
     image_size: int = 64
     width: int = 128
-    captioner_steps: int = 4_000
-    rewriter_steps: int = 2_500
+    captioner_steps: int = 3_000
+    rewriter_steps: int = 2_000
     batch_size: int = 48
     lr: float = 1e-3
     seed: int = 0
@@ -126,9 +126,9 @@ def _train_captioner(folder: Path, config: TextModelConfig, progress: Progress) 
 
 
 def _train_rewriter(folder: Path, config: TextModelConfig, progress: Progress) -> None:
-    """Teach a small causal model to continue the operator's own prompts; most are shown short, because examples cost time."""
+    """Teach a small causal model to continue the operator's prompts; first only their ends, because examples cost time."""
     from curate.captions.examples import read_sources
-    from curate.captions.framing import frame
+    from curate.captions.framing import ARROW, frame
     from curate.operators.rewrite import Rewrite
 
     examples = folder.parent / EXAMPLES_FILE
@@ -138,8 +138,10 @@ def _train_rewriter(folder: Path, config: TextModelConfig, progress: Progress) -
 
     def make(scene: Scene, num_examples: int) -> tuple[str, str]:
         given, wanted = _draw_pair(scene, draws)
-        shown = draws.choice(sources).draw(num_examples, draws)
-        return frame(operator.prompt(given, shown))[0].text, f" {wanted}\n"
+        prompt = f"{given} {ARROW}"
+        if num_examples:
+            prompt = frame(operator.prompt(given, draws.choice(sources).draw(num_examples, draws)))[0].text
+        return prompt, f" {wanted}\n"
 
     sample = [make(make_scene(_SCENES + number), 1) for number in range(3_000)]
     tokenizer = _make_tokenizer(text for pair in sample for text in pair)
@@ -148,7 +150,7 @@ def _train_rewriter(folder: Path, config: TextModelConfig, progress: Progress) -
         for step in range(config.rewriter_steps):
             is_late = step >= 0.7 * config.rewriter_steps
             count, examples_shown = (
-                (config.batch_size // 2, operator.num_examples) if is_late else (2 * config.batch_size, 0)
+                (config.batch_size // 2, operator.num_examples) if is_late else (config.batch_size, 0)
             )
             scenes = [make_scene(_SCENES + draws.randrange(10_000_000)) for _ in range(count)]
             yield _join([make(scene, examples_shown) for scene in scenes], tokenizer)
