@@ -48,15 +48,19 @@ def save_checkpoint(
     model: ImageTextModel,
     optimizer_state: Mapping[str, torch.Tensor],
     tokenizer_folder: Path,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint and return its folder; a crash at any moment leaves either the whole folder or none."""
+    """Write a checkpoint and return its folder; a crash at any moment leaves either the whole folder or none.
+
+    `weights` are the network's where its own are not whole.
+    """
     from safetensors.torch import save_file
 
     target = run / CHECKPOINTS / f"step_{state.step:08d}"
     staging = target.with_name(f".{target.name}{_STAGING_SUFFIX}")
     _remove_staging(run)
     staging.mkdir(parents=True)
-    model.save(staging)
+    model.save(staging, weights)
     # The files themselves, because a tokenizer that was loaded and saved again is written with other keys.
     for file in sorted(tokenizer_folder.iterdir()):
         shutil.copyfile(file, staging / file.name)

@@ -20,6 +20,7 @@ ModelOption = int | str | tuple[int, ...]
 # Settings of the machine and of the output: a run may go on under other values of these, every other key is part of its identity.
 FREE_KEYS = frozenset([
     "grad_accumulation",
+    "sharding",
     "gradient_checkpointing",
     "compile",
     "num_workers",
@@ -115,6 +116,7 @@ class TrainConfig:
     seed: int = 0
 
     # Machine.
+    sharding: bool = False  # cut weights, gradients and moments over the processes (FSDP2) instead of a copy on each
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     compile: bool = False  # compile the towers; the first steps take minutes
     precision: Precision = "auto"  # bf16 autocast where the GPU has it, otherwise fp32

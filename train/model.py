@@ -199,12 +199,17 @@ class ImageTextModel(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
 
-    def save(self, folder: Path) -> None:
-        """Write weights, configuration and image settings; the same weights give the same bytes. The tokenizer is not written."""
+    def save(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write weights, configuration and image settings; the same weights give the same bytes. The tokenizer is not written.
+
+        `state` is the network's state where its own tensors are not whole.
+        """
         from safetensors.torch import save_file
 
         self.network.config.save_pretrained(folder)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous() for name, value in (state or self.network.state_dict()).items()
+        }
         save_file(weights, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
         settings = _image_processor(self.image_size, self.mean, self.std)
         (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")

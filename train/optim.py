@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from train.config import TrainConfig
+from train.sharding import cut_like, whole_tensor
 
 _WEIGHT = "weight"
 
@@ -45,9 +47,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def clip_gradients(model: nn.Module, grad_clip: float) -> torch.Tensor:
     """Scale the gradients down to a total norm of at most `grad_clip` (0: leave them) and return the norm before that."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # Those that are cut over processes and those that are not are not stacked with each other.
+    kinds = [[value for value in gradients if isinstance(value, DTensor) is is_cut] for is_cut in (True, False)]
+    norms = [whole_tensor(torch.nn.utils.get_total_norm(kind)) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     if grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm)
+        for is_cut in (True, False):
+            own = [value for value in model.parameters() if isinstance(value, DTensor) is is_cut]
+            torch.nn.utils.clip_grads_with_norm_(own, grad_clip, norm)
     return norm
 
 
@@ -82,4 +89,4 @@ def _place(kind: str, value: torch.Tensor, parameter: torch.Tensor, optimizer: t
     # Only fused AdamW counts its steps on the device. Cloned, because a view into the file has another alignment, and results on a
     # CPU then other last bits.
     on_device = kind != "step" or optimizer.defaults["fused"]
-    return value.clone().to(parameter.device if on_device else "cpu")
+    return cut_like(value.clone().to(parameter.device if on_device else "cpu"), parameter)

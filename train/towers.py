@@ -46,7 +46,9 @@ def build_from_towers(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image_size, mean, std = config.image_size, IMAGE_MEAN, IMAGE_STD
+        image_size = config.image_size
+        mean: Sequence[float] = IMAGE_MEAN
+        std: Sequence[float] = IMAGE_STD
         if towers.image:
             image_tower = _load_tower(towers.image, towers.image_revision, "vision")
             image_size, mean, std = read_image_settings(towers.image, towers.image_revision, image_tower.config)
@@ -93,9 +95,9 @@ def stretch_positions(table: torch.Tensor, length: int, kept: int = KEPT_POSITIO
 
 def stretch_text(model: ImageTextModel, length: int) -> None:
     """Let the text tower read `length` tokens, in place."""
-    embeddings = model.network.text_model.get_submodule("embeddings") if _has_embeddings(model) else None
+    embeddings = getattr(model.network.text_model, "embeddings", None)
     old = getattr(embeddings, "position_embedding", None) or getattr(embeddings, "position_embeddings", None)
-    if not isinstance(old, nn.Embedding):
+    if not isinstance(embeddings, nn.Module) or not isinstance(old, nn.Embedding):
         raise InputError(
             f"towers.context_length: the text tower {type(model.network.text_model).__name__} has no table of positions"
         )
@@ -198,7 +200,7 @@ def _load_tower(name: str, revision: str, side: str) -> "PreTrainedModel":
     # As in `load_model`: mapped tensors are aligned differently, which changes the last bits on a CPU.
     for tensor in (*tower.parameters(), *tower.buffers()):
         tensor.data = tensor.data.clone()
-    return tower  # type: ignore[no-any-return]
+    return tower
 
 
 @torch.no_grad()
@@ -210,7 +212,3 @@ def _pooled_width(tower: "PreTrainedModel", image_size: int, name: str) -> int:
             f"towers.image: {name} pools a picture to {shape}, a dual encoder needs (1, width); use a ViT or a ConvNeXt"
         )
     return int(pooled.shape[1])
-
-
-def _has_embeddings(model: ImageTextModel) -> bool:
-    return isinstance(getattr(model.network.text_model, "embeddings", None), nn.Module)

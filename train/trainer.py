@@ -47,6 +47,7 @@ from train.optim import (
 from train.request import Column, tower_requests, wanted_columns, wanted_texts, wanted_views
 from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
+from train.sharding import check_sharding, is_sharded, shard_model, whole_tensors
 from train.signals import StopSignal
 from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
 from train.tower_config import TowerConfig
@@ -107,6 +108,11 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     _build_objective(objective, model, columns, config)
     objective.to(world.device)
     locks = _prepare_towers(model, config, world)
+    if last is not None:
+        load_weights(model, last)
+    if config.sharding and world.size > 1:
+        check_sharding(config, objective)
+        shard_model(model, world)
     trained = nn.ModuleDict({"model": model, "objective": objective})
     optimizer = make_optimizer(trained, config)
     loader = _make_loader(data, columns, config, objective, model, world, schedule)
@@ -118,7 +124,6 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     step = 0
     if last is not None:
         step = checkpoints.load_state(last).step
-        load_weights(model, last)
         saved = checkpoints.load_optimizer_state(last)
         load_training_tensors(optimizer, trained, saved)
         if sample_losses is not None:
@@ -138,7 +143,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         torch.get_num_threads(),
     )
     locks.apply(step)
-    towers = wrap_towers(model, world)
+    towers = model if is_sharded(model) else wrap_towers(model, world)
     autocast = _autocast(config, world)
 
     def save() -> None:
@@ -150,7 +155,9 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             config=config.to_dict(),
         )
         tensors = training_tensors(optimizer, trained) | (sample_losses.tensors() if sample_losses is not None else {})
-        checkpoints.save_checkpoint(run, state, model, tensors, tokenizer_folder)
+        whole, weights = whole_tensors(tensors), whole_tensors(model.network.state_dict())
+        if world.is_main:
+            checkpoints.save_checkpoint(run, state, model, whole, tokenizer_folder, weights)
 
     # ---- The loop -----------------------------------------------------------------------------------------------------
     with ExitStack() as stack:
@@ -213,9 +220,9 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             is_stopping = (is_logged or world.device.type == "cpu") and world.any(bool(stop.name))
             if step % config.save_every == 0 or step == num_steps or is_stopping:
                 _finite_loss(result.loss, step)
+                log.sync()
+                save()
                 if world.is_main:
-                    log.sync()
-                    save()
                     if sample_losses is not None and (is_stopping or step == num_steps):
                         sample_losses.write(run)
                     if schedule is not None and step == num_steps:

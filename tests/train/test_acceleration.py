@@ -55,6 +55,7 @@ def count_saved(model: ImageTextModel) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_compiled_towers_lose_the_same() -> None:
     model = tiny_model()

@@ -20,6 +20,7 @@ from train.checkpoint import list_checkpoints
 from train.config import TrainConfig
 from train.distributed import World
 from train.index import Dataset
+from train.loader import Loader, LoaderConfig
 from train.metrics import read_metrics
 from train.run_schedule import CURATED_COUNTS_FILE, RunSchedule
 from train.sampling import Balance, Batches, Curation, Curriculum, Feedback, Repetition, SamplingConfig
@@ -108,6 +109,22 @@ def test_batches_of_neighbours_hold_both_pictures_of_a_scene(dataset: Path, valu
 
     assert num_pairs(near) > 4 * num_pairs(plain)
     assert (tmp_path / "near" / "neighbours.npy").exists()
+
+
+def test_ranks_share_what_one_process_shows_from_any_step_on(dataset: Path, values: str, tmp_path: Path) -> None:
+    sampling = SamplingConfig(batches=Batches(by="source"), repetition=Repetition(decay=0.5))
+    expected = rows_of(make_schedule(dataset, tmp_path / "run", sampling, values), 3)
+    data = Dataset.open(str(dataset), cache=str(tmp_path / "run" / "cache"))
+    for start in (0, 8):
+        shares = []
+        for rank in range(2):
+            schedule = make_schedule(dataset, tmp_path / "run", sampling, values)
+            settings = LoaderConfig(batch_size=16, image_size=32, num_workers=0)
+            with Loader(data, settings, rank=rank, world_size=2, schedule=schedule) as loader:
+                assert loader.steps_per_epoch == 6
+                shares.append([batch.indices for batch in loader.batches(start, start + 5)])
+        assert len(shares[0]) == 5
+        np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected[start : start + 5])
 
 
 LIVE = {
