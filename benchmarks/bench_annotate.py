@@ -48,7 +48,7 @@ def main() -> None:
             write_shard(pool, shard, rows)
         print(f"{NUM_SHARDS} shards of {shard_size} pictures ({source}), {NUM_WORKERS} processes\n")
         compare(pool, executor, NUM_SHARDS * shard_size)
-        compare_cpu(pool, shard_size)
+        compare_cpu(pool, executor, shard_size)
     measure_operators(rows)
 
 
@@ -71,8 +71,16 @@ def compare(pool: Pool, executor: Executor, num_samples: int) -> None:
     print(f"(rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; target {TARGET}: {verdict})\n")
 
 
-def compare_cpu(pool: Pool, shard_size: int) -> None:
-    """Print the CPU time of both for one shard in this process, alternating: what is left when other programs disturb the clock."""
+def compare_cpu(pool: Pool, executor: Executor, shard_size: int) -> None:
+    """Print the CPU time of both for one shard: what is left when other programs disturb the clock."""
+    (outcome,) = executor.map(functools.partial(measure_cpu, pool), [shard_size])
+    assert outcome.result is not None, outcome.error
+    bare, full = outcome.result
+    print(f"CPU seconds per million pictures: bare decode {bare:.0f}, pass {full:.0f}, ratio {bare / full:.2f}\n")
+
+
+def measure_cpu(pool: Pool, shard_size: int) -> tuple[float, float]:
+    """Return the CPU seconds per million of bare decode and of the pass, which take turns in this process: a worker, as in real passes."""
     operators = [parse_operator(name) for name in LIGHT]
     plan = make_plan(pool, operators, pool.read_footer(pool.shard_parquet(0)).schema.to_arrow_schema().names)
     row_pass = RowPass(pool=pool, plan=tuple(plan), pool_digest="")
@@ -82,7 +90,7 @@ def compare_cpu(pool: Pool, shard_size: int) -> None:
         seconds["decode"].append(cpu_seconds(lambda: decode_shard(pool, 0)))
         seconds["annotate"].append(cpu_seconds(lambda: annotate_shard(row_pass, pool.shard_header(0))))
     bare, full = (min(times) / shard_size * 1e6 for times in seconds.values())
-    print(f"CPU seconds per million pictures: bare decode {bare:.0f}, pass {full:.0f}, ratio {bare / full:.2f}\n")
+    return bare, full
 
 
 def timed(function: Callable[[Pool, Executor], None], pool: Pool, executor: Executor) -> float:
