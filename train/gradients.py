@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.distributed import World
 from train.inputs import Inputs
 from train.loss import Objective, Outputs
-from train.request import Teacher, teacher_requests, tower_requests
+from train.request import Request, Teacher, teacher_requests, tower_requests
 
 Towers = nn.Module  # an ImageTextModel, or one wrapped for several processes
 _Answer = dict[str, torch.Tensor]
@@ -50,12 +50,8 @@ def compute_gradients(
     answers: list[_Answer] = []
     for number, part in enumerate(parts):
         _seed_dropout(seed, number)
-        if num_parts == 1:
-            with autocast():
-                answers.append(towers(part, requests))
-        else:
-            with torch.no_grad(), autocast():
-                answers.append(_unwrap(towers)(part, requests))
+        with autocast(), torch.set_grad_enabled(num_parts == 1):
+            answers.append((towers if num_parts == 1 else _unwrap(towers))(part, requests))
     copies = {
         key: value.detach().requires_grad_(value.requires_grad or num_parts > 1)
         for key, value in _join(answers).items()
@@ -69,23 +65,33 @@ def compute_gradients(
     if num_parts == 1:
         _carry(answers[0], gradients)
     else:
-        chunks = {
-            key: value.chunk(num_parts) for key, value in gradients.items() if value is not None and key != _SCALE
-        }
-        for number, part in enumerate(parts):
-            is_last = number == num_parts - 1
-            _seed_dropout(seed, number)
-            # Processes exchange gradients once, with the last part; the scale's gradient is whole already and enters there.
-            with _without_exchange(towers) if not is_last else nullcontext():
-                with autocast():
-                    answer = towers(part, requests)
-                own = {key: value[number] for key, value in chunks.items()}
-                _carry(answer, {**own, _SCALE: gradients[_SCALE] if is_last else None})
+        _carry_again(towers, parts, requests, gradients, autocast, seed)
     # The towers' gradients were averaged on the way (DistributedDataParallel); a loss's own parameters are few.
     for parameter in objective.parameters():
         if parameter.grad is not None:
             parameter.grad = world.mean(parameter.grad)
     return StepResult(world.mean(loss), {name: world.mean(term) for name, term in terms.items()}, outputs)
+
+
+def _carry_again(
+    towers: Towers,
+    parts: Sequence[_Answer],
+    requests: Sequence[Request],
+    gradients: Mapping[str, torch.Tensor | None],
+    autocast: Callable[[], AbstractContextManager[object]],
+    seed: tuple[int, ...],
+) -> None:
+    """Run the towers on each part once more, with a graph, and carry the part's gradients into them."""
+    chunks = {key: value.chunk(len(parts)) for key, value in gradients.items() if value is not None and key != _SCALE}
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        _seed_dropout(seed, number)
+        # Processes exchange gradients once, with the last part; the scale's gradient is whole already and enters there.
+        with nullcontext() if is_last else _without_exchange(towers):
+            with autocast():
+                answer = towers(part, requests)
+            own = {key: value[number] for key, value in chunks.items()}
+            _carry(answer, {**own, _SCALE: gradients[_SCALE] if is_last else None})
 
 
 def _carry(answer: _Answer, gradients: Mapping[str, torch.Tensor | None]) -> None:
