@@ -51,9 +51,7 @@ def measure_text_models(folder: Path, num_scenes: int = 300) -> TextModelReport:
 
 
 def _caption(folder: Path, scenes: Sequence[Scene]) -> list[str | None]:
-    operator = Recaption(
-        model=str(folder / CAPTIONER_FOLDER), form="blip", max_new_tokens=_MAX_NEW_TOKENS, cache="none"
-    )
+    operator = Recaption(model=str(folder / CAPTIONER_FOLDER), max_new_tokens=_MAX_NEW_TOKENS, cache="none")
     pictures = pa.array([make_body(Picture(scene=scene)) for scene in scenes], pa.large_binary())
     return _run(operator, "image", pictures)
 
