@@ -19,6 +19,7 @@ from curate.executor import Executor
 from curate.select import SelectReport, select
 from curate.store import Pool, Store
 from pipelines.demo.compare import Comparison, CurvePoint, compare, mismatch_curve, read_truth
+from pipelines.demo.curve import draw_curve
 from pipelines.demo.heldback import CLASSES_FOLDER, RETRIEVAL_FOLDER, make_evaluation
 from pipelines.demo.server import PREFERRED_PORT, listen, serve
 from pipelines.demo.sheet import draw_sheet
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.json"
 SHEET_FILE = "examples.png"
+CURVE_FILE = "mismatched.png"
 _SETTINGS_FILE = "web/settings.json"
 # Small enough to be quick, large enough that a recall of one point is three pictures.
 _SCORE = "trusted.clip_score"  # the filtering network's, as the recipe `demo` labels it
@@ -56,6 +58,7 @@ class DemoReport:
     seconds: Mapping[str, float]  # wall time by part
     report_file: str
     sheet_file: str
+    curve_file: str
 
 
 def demo(
@@ -143,17 +146,21 @@ class _Demo:
             scores = dict(catalog.sql(f"SELECT uid, {_SCORE} FROM pool").fetchall())
         with self._folder.commit(SHEET_FILE) as file:
             file.write(draw_sheet(pool, ledger, [row.rule for row in selections["curated"].funnel], comparison))
+        mismatches = mismatch_curve(truth, ledger, scores)
+        with self._folder.commit(CURVE_FILE) as file:
+            file.write(draw_curve(mismatches))
         report = DemoReport(
             out=self._folder.root,
             selection=selections["curated"],
             comparison=comparison,
-            mismatches=mismatch_curve(truth, ledger, scores),
+            mismatches=mismatches,
             evaluation={name: report.evaluation for name, report in reports.items()},
             num_samples={name: selection.num_kept for name, selection in selections.items()},
             samples_seen={name: recipe.train.samples_seen for name, recipe in recipes.items() if recipe.train},
             seconds=self._seconds,
             report_file=self._folder.locate(REPORT_FILE),
             sheet_file=self._folder.locate(SHEET_FILE),
+            curve_file=self._folder.locate(CURVE_FILE),
         )
         self._folder.commit_json(REPORT_FILE, describe_demo(report))
         return report

@@ -47,6 +47,7 @@ def tabulate_demo(report: DemoReport) -> RenderableType:
         _tabulate_evaluation(report),
         f"\n{total:,.0f} s: " + ", ".join(f"{part} {seconds:,.0f} s" for part, seconds in report.seconds.items()),
         f"examples: {report.sheet_file}",
+        f"mismatched captions by score: {report.curve_file}",
         report.report_file,
     )
 

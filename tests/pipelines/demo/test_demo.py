@@ -73,6 +73,8 @@ def test_the_report_can_be_read_and_shown(report: DemoReport) -> None:
     assert {row["kind"] for row in content["faults"]} >= set(FAULTS)
     with Image.open(report.sheet_file) as sheet:
         assert sheet.width > 1000
+    with Image.open(report.curve_file) as curve:
+        assert curve.width < 500
     console = Console(width=170, record=True)
     with console.capture() as captured:
         console.print(tabulate_demo(report))
