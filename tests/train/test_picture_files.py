@@ -1,0 +1,43 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.errors import InputError, StaleDatasetError
+from tests.train.dataset_builder import draw_picture, encode_picture
+from train.picture_files import FileCropJob, FileReader
+from train.reader import TarFile
+
+NONE = np.zeros(0, dtype=np.int64)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[TarFile]:
+    """Write three pictures, each of its own colours."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encode_picture(draw_picture(number), "png"))
+    return [TarFile(str(tmp_path / f"{number}.png")) for number in range(3)]
+
+
+def test_files_come_whole_in_the_order_asked_for(files: list[TarFile]) -> None:
+    reader = FileReader(files)
+    found = reader.read(np.array([2, 0, 2]), NONE, NONE)
+    assert found == [Path(files[number].location).read_bytes() for number in (2, 0, 2)]
+    assert reader.describe(1, 0) == files[1].location
+    Path(files[1].location).unlink()
+    with pytest.raises(InputError, match=r"image .*1\.png is missing; put it there, or take its line out"):
+        reader.read(np.array([1]), NONE, NONE)
+
+
+def test_a_job_crops_them_and_travels_to_a_worker(files: list[TarFile], tmp_path: Path) -> None:
+    places = np.arange(3), np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    job = pickle.loads(pickle.dumps(FileCropJob(files, *places)))
+    images = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+    job.fill((), 0, np.array([2, 0]), images)
+    # The picture's middle square, 60 of 80 pixels wide.
+    assert np.abs(images[0].mean(axis=(0, 1)) - draw_picture(2)[:, 10:70].mean(axis=(0, 1))).max() < 3
+    assert np.abs(images[1].mean(axis=(0, 1)) - draw_picture(0)[:, 10:70].mean(axis=(0, 1))).max() < 3
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(StaleDatasetError, match=r"0\.png is not a readable image"):
+        job.fill((), 0, np.array([0]), images[:1])
