@@ -155,20 +155,7 @@ def _train_rewriter(folder: Path, config: TextModelConfig, progress: Progress) -
             scenes = [make_scene(_SCENES + draws.randrange(10_000_000)) for _ in range(count)]
             yield _join([make(scene, examples_shown) for scene in scenes], tokenizer)
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=_VOCABULARY,
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            pad_token_id=_PAD_ID,
-            bos_token_id=_BEGIN_ID,
-            eos_token_id=_END_ID,
-        )
-    )
+    model = _make_rewriter(config.width)
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
         ids, targets = batch
@@ -238,6 +225,23 @@ def _make_captioner(config: TextModelConfig) -> VisionEncoderDecoderModel:
         settings.decoder_start_token_id = _BEGIN_ID
         settings.pad_token_id, settings.eos_token_id = _PAD_ID, _END_ID
     return model
+
+
+def _make_rewriter(width: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=_VOCABULARY,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=_PAD_ID,
+            bos_token_id=_BEGIN_ID,
+            eos_token_id=_END_ID,
+        )
+    )
 
 
 def _make_tokenizer(texts: Iterator[str]) -> "Tokenizer":
