@@ -126,7 +126,8 @@ class ImageTextModel(nn.Module):
         if texts:
             parts = [(text, inputs[f"{text.key}.ids"], inputs[f"{text.key}.mask"]) for text in texts]
             found |= self._run_texts(parts, requests)
-        asked = {request.key for request in requests} | {"logit_scale"}
+        # Features nobody asks for go along: processes wait for the gradient of each parameter, which is then zero.
+        asked = {request.key for request in (*requests, *views, *texts)} | {"logit_scale"}
         return {key: value for key, value in found.items() if key in asked}
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:

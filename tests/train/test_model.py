@@ -86,6 +86,7 @@ def test_everything_asked_for_comes_from_one_run(model: ImageTextModel) -> None:
     assert found[Patches(second).key].shape[::2] == (3, shape.image_width)
     assert found[Tokens().key].shape == (3, ids.shape[1], shape.text_width)
     assert set(model(inputs, (View(),))) == {View().key, "logit_scale"}
+    assert set(model(inputs, (Pooled(),))) == {View().key, Pooled().key, "logit_scale"}
 
 
 def test_a_frozen_tower_has_no_gradients(model: ImageTextModel) -> None:
