@@ -83,7 +83,7 @@ class TransformersEngine(Engine):
         means = output.sequences_scores.tolist() if is_beamed else None
         answers = []
         for number, prompt in enumerate(prompts):
-            ids, is_ended = reader.cut(rows[number])
+            ids, is_ended = reader.cut(rows[number], has_stops=bool(sampling.stop))
             mean = means[number] if means else choice.mean_log_probability(number, len(ids) + is_ended)
             answers.append(self._answer(prompt, ids, is_ended, mean, sampling))
         return answers

@@ -55,11 +55,12 @@ class PromptReader(ABC):
         """Return an answer's text."""
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 
-    def cut(self, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    def cut(self, ids: np.ndarray, *, has_stops: bool) -> tuple[np.ndarray, bool]:
         """Return an answer's tokens before its end mark, and whether it has one."""
-        # Padding without an end mark follows an answer that was stopped at a text.
-        (ends,) = np.nonzero(np.isin(ids, [*self._end_ids, self.pad_id]))
-        return (ids[: ends[0]], bool(ids[ends[0]] in self._end_ids)) if len(ends) else (ids, False)
+        # Where answers may be stopped at a text, padding without an end mark follows them; elsewhere it is a token like any other.
+        ends = [*self._end_ids, self.pad_id] if has_stops else self._end_ids
+        (places,) = np.nonzero(np.isin(ids, ends))
+        return (ids[: places[0]], bool(ids[places[0]] in self._end_ids)) if len(places) else (ids, False)
 
     def room(self, num_ids: int, max_new_tokens: int) -> int | str:
         """Return how many tokens an answer may have, or the message where the prompt leaves none."""
