@@ -32,6 +32,8 @@ from train.schedule import EpochShape, SampleValues, Schedule, describe_epoch
 
 FOLDER = "sampling"
 CURATED_COUNTS_FILE = "curated_counts.parquet"
+# More than a loader reads ahead, were every epoch one step.
+_KEPT_DESCRIPTIONS = 64
 
 
 class RunSchedule:
@@ -73,7 +75,7 @@ class RunSchedule:
             found, weights = self._schedule.batches(epoch), self._schedule.weights(epoch)
         # Kept for `describe`, which may be asked after the loader has gone on to the next epoch, in its thread.
         self._descriptions[epoch] = describe_epoch(found, weights, self._labels, self._label_names)
-        self._descriptions.pop(epoch - 3, None)
+        self._descriptions.pop(epoch - _KEPT_DESCRIPTIONS, None)
         return found
 
     def describe(self, step: int) -> dict[str, float]:

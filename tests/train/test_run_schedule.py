@@ -89,6 +89,8 @@ def test_columns_come_from_the_files_of_the_configuration(dataset: Path, values:
     assert found["sampling/num_distinct"] == 24
     shares = {name: value for name, value in found.items() if name.startswith("sampling/share_")}
     assert shares == {"sampling/share_blue": 0.5, "sampling/share_yellow": 0.5}
+    rows_of(schedule, 9)  # as a loader that reads ahead through short epochs
+    assert schedule.describe(1) == found
     with pytest.raises(InputError, match="'score'"):
         make_schedule(dataset, tmp_path / "run", sampling)
 
