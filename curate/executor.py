@@ -6,7 +6,6 @@ stage that has nothing to do costs nothing.
 
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-from curate.node_watch import NodeWatch, dead_children
+from curate.node_watch import NodeWatch, dead_children, knock
 from curate.prefetch import run_ahead
 from schemas.errors import InputError, WinnowError
 
@@ -37,7 +36,6 @@ WORKER_ENVIRONMENT = {
 # A unit whose worker died is innocent more often than one that raised: a neighbour's memory, a reclaimed machine.
 _MAX_LOST_WORKERS = 5
 _WAIT_SECONDS = 1.0
-_KNOCK_SECONDS = 10.0
 _NODE_PROCESSES = frozenset(["gcs_server", "raylet"])
 # An actor and a stream that feeds it take half a CPU each: on the smallest cluster there is, one CPU, both still find room.
 _HALF_CPU = 0.5
@@ -212,7 +210,7 @@ class Executor:
         self._watch = NodeWatch(_has_dead_node)
         self._watch.start()
         try:
-            _knock(self._address)
+            knock(self._address)
             ray.init(**options)
             self._has_started = True
         except Exception as error:
@@ -466,16 +464,6 @@ def _explain_loss(error: Exception) -> str:
     """Return the first line of Ray's long explanation of a dead worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'the worker died'} ({_MAX_LOST_WORKERS + 1} workers died on this unit)"
-
-
-def _knock(address: str | None) -> None:
-    """Raise ConnectionError where nobody listens at `host:port`: Ray would try for minutes before it says so."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
-        except OSError as error:
-            raise ConnectionError(str(error)) from error
 
 
 def _explain_start(address: str | None, error: Exception) -> WinnowError:

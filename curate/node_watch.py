@@ -6,6 +6,7 @@ commits last and goes on where it was, so an end is better than a hang.
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 300.0
 # Ray notices most deaths by itself within this time, and says more about them.
 DEAD_SECONDS = 60.0
+_KNOCK_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -66,6 +68,16 @@ class NodeWatch:
                 _end("the Ray node of this machine died")
             if not self._has_started.is_set() and now - began >= self._start_seconds:
                 _end(f"Ray did not start within {self._start_seconds:.0f} seconds")
+
+
+def knock(address: str | None) -> None:
+    """Raise ConnectionError where nobody listens at `host:port`: Ray would try for minutes before it says so."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def dead_children(names: frozenset[str]) -> list[str]:

@@ -1,11 +1,14 @@
 """The watch over a Ray node, on real processes that die or never come up."""
 
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 
-from curate.node_watch import dead_children
+import pytest
+
+from curate.node_watch import dead_children, knock
 
 
 def watch(start_seconds: float, dead_seconds: float, body: str) -> subprocess.CompletedProcess[str]:
@@ -89,3 +92,14 @@ def test_only_own_children_of_that_name_count() -> None:
     assert dead_children(frozenset(["raylet"])) == []
     child.wait()
     assert dead_children(frozenset(["sleep"])) == []
+
+
+def test_knocking_where_somebody_listens_and_where_nobody_does() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        knock(f"127.0.0.1:{port}")
+        knock(f"ray://127.0.0.1:{port}")
+    with pytest.raises(ConnectionError, match="refused"):
+        knock(f"ray://127.0.0.1:{port}")
+    for no_address in (None, "auto", "local"):
+        knock(no_address)
