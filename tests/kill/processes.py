@@ -84,11 +84,11 @@ def kill_and_finish(arguments: Sequence[str], kind: str, delay: float, log: Path
     alive = descendants(process.pid)
     candidates = {"worker": [p for p in alive if p.is_worker], "node": [p for p in alive if p.is_node]}.get(kind, [])
     victim = rng.choice(candidates) if candidates else Process(process.pid, "driver")
-    _kill(victim.pid)
+    kill(victim.pid)
     if victim.pid != process.pid:
         _wait(process)
     process.wait(30)
-    _reap(alive)
+    reap(alive)
     return f"{'driver' if victim.pid == process.pid else kind} after {delay:.2f} s"
 
 
@@ -101,16 +101,16 @@ def _wait(process: "subprocess.Popen[bytes]") -> None:
         raise AssertionError("the driver hung after it lost a process") from error
 
 
-def _reap(processes: Sequence[Process]) -> None:
+def reap(processes: Sequence[Process]) -> None:
     """End what a killed driver left behind, so that twenty runs do not pile up on two cores."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline and any(Path(f"/proc/{p.pid}").exists() for p in processes):
         time.sleep(0.1)
     for process in processes:
-        _kill(process.pid)
+        kill(process.pid)
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
