@@ -45,6 +45,17 @@ def near_pairs(hashes: np.ndarray, max_distance: int, *, map_items: Map = map) -
 
 def plan_bands(num_hashes: int, max_distance: int) -> tuple[Bands, int]:
     """Return the bands and how many of them must be equal, at the least estimated work for hashes that are spread evenly."""
+    bands, num_equal, _ = _plan(num_hashes, max_distance)
+    return bands, num_equal
+
+
+def search_seconds(num_hashes: int, max_distance: int) -> float:
+    """Return about what `near_pairs` costs one core."""
+    return _plan(num_hashes, max_distance)[2] * 1e-9
+
+
+def _plan(num_hashes: int, max_distance: int) -> tuple[Bands, int, float]:
+    """Return bands, how many must be equal, and the nanoseconds estimated."""
     if not 0 <= max_distance < BITS:
         raise ValueError(f"max_distance is {max_distance}; it must be 0 to {BITS - 1}")
     best, best_cost = (max_distance + 1, 1), math.inf
@@ -59,7 +70,7 @@ def plan_bands(num_hashes: int, max_distance: int) -> tuple[Bands, int]:
             best, best_cost = (num_bands, num_equal), cost
     num_bands, num_equal = best
     edges = [BITS * band // num_bands for band in range(num_bands + 1)]
-    return tuple((start, end - start) for start, end in pairwise(edges)), num_equal
+    return tuple((start, end - start) for start, end in pairwise(edges)), num_equal, best_cost
 
 
 def distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:

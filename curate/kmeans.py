@@ -11,6 +11,8 @@ from curate.pool_work import PoolWork
 # At most this many points per centroid are learnt from, as faiss does by default; more change centroids little.
 POINTS_PER_CENTROID = 256
 _MEAN_CLUSTER = 5000
+# Of one core, for a vector, a centroid and a dimension; with little more for reading them.
+_PRODUCT_SECONDS = 1e-10
 
 
 def default_num_clusters(num_vectors: int) -> int:
@@ -49,8 +51,9 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each vector its nearest centroids, most alike first (int32), and their cosines (float32)."""
     blocks: Iterable[np.ndarray] = embeddings.blocks()
+    core_seconds = embeddings.matrix.size * float(len(centroids)) * _PRODUCT_SECONDS
     found: Iterator[tuple[np.ndarray, np.ndarray]] = work.map(
-        functools.partial(nearest_of_block, centroids, num_nearest), blocks
+        functools.partial(nearest_of_block, centroids, num_nearest), blocks, core_seconds=core_seconds
     )
     parts = list(found)
     if not parts:

@@ -1,6 +1,7 @@
 """What a pool-wide operator works with besides its rows: scratch space, a memory budget, and workers."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MEMORY_SHARE = 4
+# What starting Ray and the first imports of its workers take, with what a second core would save of it.
+_START_SECONDS = 8.0
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -33,15 +36,19 @@ class PoolWork:
         self.memory_bytes = memory_bytes or machine_memory() // _MEMORY_SHARE
         self._executor = executor
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], *, core_seconds: float = math.inf
+    ) -> Iterator[Result]:
         """Yield `function(item)` in the order of `items`, which are pulled as workers become free.
 
-        A lone item is computed in this process, which costs no Ray. `function` must be repeatable: a worker that dies is replaced, and
+        A lone item is computed in this process, which costs no Ray; so are all of them where no worker is up yet and `core_seconds`, about
+        what they cost one core together, is less than a start of Ray takes. `function` must be repeatable: a worker that dies is replaced, and
         its item computed again. Raises what `function` raised.
         """
         upcoming = iter(items)
         first = list(islice(upcoming, 2))
-        if self._executor is None or len(first) < 2:
+        is_small = core_seconds < _START_SECONDS and not (self._executor and self._executor.has_started)
+        if self._executor is None or len(first) < 2 or is_small:
             yield from map(function, chain(first, upcoming))
             return
         finished: dict[int, Result] = {}

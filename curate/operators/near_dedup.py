@@ -1,5 +1,6 @@
 """Near copies of a picture within the pool, by perceptual hash and colours."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from curate.colours import Layouts
 from curate.grouping import star_groups
-from curate.hamming import distance, near_pairs
+from curate.hamming import distance, near_pairs, search_seconds
 from curate.operator import Operator, PoolOperator
 from curate.operators.colour_layout import ColourLayout
 from curate.operators.perceptual_hash import MIN_DETAIL_BITS, MIRROR, PerceptualHash
@@ -140,11 +141,13 @@ class NearDedup(PoolOperator):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs of positions that are copies by hash and by colours."""
         count = len(values)
+        seconds = search_seconds(count * (1 + self.flips), self.max_distance)
+        map_items = functools.partial(work.map, core_seconds=seconds)
         if not self.flips:
-            left, right = near_pairs(values, self.max_distance, map_items=work.map)
+            left, right = near_pairs(values, self.max_distance, map_items=map_items)
             is_copy = layouts.distance(rows[left], rows[right]) <= self.max_colour_distance
             return left[is_copy], right[is_copy]
-        left, right = near_pairs(np.concatenate([values, values ^ MIRROR]), self.max_distance, map_items=work.map)
+        left, right = near_pairs(np.concatenate([values, values ^ MIRROR]), self.max_distance, map_items=map_items)
         # Two mirrored ones say what the two originals say.
         left, right = left[left < count], right[left < count]
         distances = layouts.distance(rows[left], rows[right % count], right >= count)

@@ -30,6 +30,7 @@ def test_nearest_equals_brute_force_in_blocks(tmp_path: Path) -> None:
     rows = embeddings(vectors)
     centroids = train_centroids(rows, 12, iterations=3, seed=0)
     with Executor(num_workers=2) as executor:
+        executor.start()  # or so few vectors would be searched in this process
         numbers, cosines = nearest(rows, centroids, 2, PoolWork(tmp_path, executor))
     alone = nearest(rows, centroids, 2, PoolWork(tmp_path))
     assert np.array_equal(numbers, alone[0])

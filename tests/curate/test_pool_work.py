@@ -26,6 +26,10 @@ def total(values: np.ndarray) -> float:
     return float(values.sum())
 
 
+def in_process(_: int) -> int:
+    return os.getpid()
+
+
 def die_once(job: tuple[str, int]) -> int:
     path, number = Path(job[0]), job[1]
     if number == 2 and not path.exists():
@@ -58,6 +62,16 @@ def test_a_lone_item_needs_no_ray(tmp_path: Path) -> None:
         assert list(PoolWork(tmp_path, executor).map(square, [4])) == [16]
         assert list(PoolWork(tmp_path, executor).map(square, [])) == []
         assert not executor._has_started
+
+
+def test_little_work_needs_no_ray_unless_it_is_up(tmp_path: Path) -> None:
+    with Executor(num_workers=2) as executor:
+        work = PoolWork(tmp_path, executor)
+        assert set(work.map(in_process, range(4), core_seconds=0.1)) == {os.getpid()}
+        assert not executor.has_started
+        assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=1000.0))
+        assert executor.has_started
+        assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=0.1))
 
 
 def test_the_budget_is_a_part_of_the_machine(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def test_any_number_of_workers_gives_the_same(tmp_path: Path) -> None:
         folder = tmp_path / str(workers)
         folder.mkdir()
         with duckdb.connect() as connection, Executor(num_workers=workers or None) as executor:
+            if workers:
+                executor.start()  # or so few rows would be compared in this process
             work = PoolWork(folder, executor if workers else None)
             tables.append([
                 t.to_pydict() for t in SemanticDedup(iterations=5).annotate(connection.from_arrow(rows), work)
