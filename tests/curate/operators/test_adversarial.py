@@ -19,6 +19,7 @@ from tests.contract import run
 from tests.hostile import captions, hostile_rows, pictures
 from tests.model import make_checkpoint
 from tests.pool import Row, make_rows, write_shard
+from tests.wordnet import make_wordnet
 from tests.world import POOL_OPERATORS, ROW_OPERATORS, Source, World, annotate_pool
 
 # Floats of a model depend a little on the batch they are computed in; half precision rounds that to its last place.
@@ -39,7 +40,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_session: Executor) -> Wo
     uids = [sample_uid(row.url, row.caption) for row in hostile_rows()]
     losses = {"uid": uids, "loss": np.linspace(0, 3, len(uids)), "num_draws": [1] * len(uids)}
     pq.write_table(pa.table(losses).cast(SAMPLE_LOSS_SCHEMA), folder / SAMPLE_LOSSES_FILE)
+    (folder / "synsets.txt").write_text("n02084071\nn13863186\n")
     files = {
+        "wordnet": str(make_wordnet(folder / "wordnet")),
+        "synsets": str(folder / "synsets.txt"),
         "model": str(make_checkpoint(folder / "model")),
         "generative_score.model": str(make_captioner(folder / "captioner", "git")),
         "against": str(evaluation.root),
