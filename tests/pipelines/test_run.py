@@ -17,6 +17,7 @@ from schemas.errors import InputError
 from tests.model import make_checkpoint
 from tests.pipelines.text import as_text
 from tests.pipelines.web import serve_pairs
+from tests.wordnet import make_wordnet
 from train.config import TrainConfig
 
 RECIPE = """\
@@ -188,6 +189,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_checkpoint(folder / "tiny")
     np.save(folder / "targets.npy", np.ones((2, 24)))
     (folder / "entries.txt").write_text("dog\ncat\n")
+    make_wordnet(folder / "wordnet")
+    (folder / "synsets.txt").write_text("n02084071\n")
     return folder
 
 
@@ -197,7 +200,8 @@ def test_every_shipped_recipe_dry_runs(
 ) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     lacking = [parameter for parameter, value in load_recipe(name).parameters.items() if value is None]
-    files = {"model": "tiny", "targets": "targets.npy", "metadata": "entries.txt"}
+    files = dict.fromkeys(("model", "captioner", "llm", "rewriter"), "tiny")  # a dry run loads none of them
+    files |= {"targets": "targets.npy", "metadata": "entries.txt", "wordnet": "wordnet", "synsets": "synsets.txt"}
     monkeypatch.chdir(models)
     given = [f"parameters.{parameter}={files[parameter]}" for parameter in lacking]
     recipe = load_recipe(name, given).with_input([str(tmp_path / "list.csv")])
