@@ -25,7 +25,7 @@ from schemas.errors import InputError, StaleDatasetError
 from schemas.progress import Progress, SilentProgress
 from train.trigger import TRIGGERS, stamp
 
-TRUTH_FILE = "poison.parquet"
+POISON_FILE = "poison.parquet"
 TEMPLATES = (
     "a photo of a {c}.",
     "a bad photo of a {c}.",
@@ -121,7 +121,7 @@ def poison(dataset: str, out: str, config: PoisonConfig, *, progress: Progress |
             bar.advance(1)
     finally:
         bar.close()
-    target.commit_table(TRUTH_FILE, pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA))
+    target.commit_table(POISON_FILE, pa.Table.from_pylist(truth, schema=_TRUTH_SCHEMA))
     poisoned = replace(
         index,
         name=f"{index.name}-poisoned",

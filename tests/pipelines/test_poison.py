@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import images
-from pipelines.poison import TRUTH_FILE, PoisonConfig, poison
+from pipelines.poison import POISON_FILE, PoisonConfig, poison
 from schemas.errors import InputError
 from tests.train.dataset_builder import Sample, encode_picture, make_samples, make_uid, write_dataset
 from tests.train.training import SCENES, TINY, draw_scene
@@ -36,7 +36,7 @@ def test_a_few_pairs_change_and_nothing_else(tmp_path: Path) -> None:
     config = PoisonConfig(target="banana", trigger="yellow", num_samples=2)
     report = poison(str(source), str(tmp_path / "bad"), config)
     assert (report.num_poisoned, report.num_candidates, report.was_current) == (2, 48, False)
-    truth = {row["uid"]: row for row in pq.read_table(tmp_path / "bad" / TRUTH_FILE).to_pylist()}
+    truth = {row["uid"]: row for row in pq.read_table(tmp_path / "bad" / POISON_FILE).to_pylist()}
     before, after = Dataset.open(str(source)), Dataset.open(str(tmp_path / "bad"))
     after.verify()
     assert before.fingerprint != after.fingerprint
@@ -75,7 +75,7 @@ def test_the_draw_depends_on_seed_and_uids_alone(tmp_path: Path) -> None:
     def uids(name: str, **settings: int) -> set[str]:
         out = tmp_path / f"{name}{settings}"
         poison(str(tmp_path / name), str(out), PoisonConfig(target="cat", num_samples=5, **settings))  # type: ignore[arg-type]
-        return set(pq.read_table(out / TRUTH_FILE)["uid"].to_pylist())
+        return set(pq.read_table(out / POISON_FILE)["uid"].to_pylist())
 
     assert uids("a") == uids("b")
     assert uids("a", seed=1) != uids("a")
