@@ -7,6 +7,7 @@ import torch
 from tests.train.processes import run_processes
 from train.distributed import World, join_world, num_threads
 from train.loss import Objective, Outputs
+from train.request import Text, View
 
 BATCH, WIDTH = 8, 6
 
@@ -24,7 +25,8 @@ def loss_and_gradients(world: World, local_loss: bool) -> dict[str, torch.Tensor
     images, texts, scale = whole_batch()
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     leaves = [value.clone().requires_grad_() for value in (images[rows], texts[rows], scale)]
-    outputs = Outputs(image_features=leaves[0], text_features=leaves[1], logit_scale=leaves[2], world=world)
+    tensors = {View().key: leaves[0], Text().key: leaves[1]}
+    outputs = Outputs(tensors=tensors, logit_scale=leaves[2], world=world)
     loss, _ = Objective({"info_nce": {"weight": 1.0, "local_loss": local_loss}})(outputs)
     loss.backward()
     gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
