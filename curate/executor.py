@@ -6,6 +6,7 @@ stage that has nothing to do costs nothing.
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -119,8 +120,9 @@ class Executor:
 
     @property
     def has_started(self) -> bool:
-        """Whether workers are up; until then the first unit pays for their start."""
-        return self._has_started
+        """Whether workers are up, whoever started them; until then the first unit pays for their start."""
+        ray = sys.modules.get("ray")
+        return bool(ray and ray.is_initialized())
 
     def close(self) -> None:
         """Stop Ray if this executor started it."""

@@ -16,8 +16,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
-# Ray notices most deaths by itself within this time, and says more about them.
-DEAD_SECONDS = 60.0
+# Ray notices most deaths by itself within half a minute, and says more about them; after a minute without its store it ends the process in
+# words of its own.
+DEAD_SECONDS = 45.0
 _KNOCK_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +66,30 @@ def test_a_lone_item_needs_no_ray(tmp_path: Path) -> None:
         assert not executor._has_started
 
 
+_LITTLE_WORK = """
+import os, sys
+from pathlib import Path
+from curate.executor import Executor
+from curate.pool_work import PoolWork
+from tests.curate.test_pool_work import in_process
+
+with Executor(num_workers=2) as executor:
+    work = PoolWork(Path(sys.argv[1]), executor)
+    assert set(work.map(in_process, range(4), core_seconds=0.1)) == {os.getpid()}
+    assert not executor.has_started
+    assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=1000.0))
+    assert executor.has_started
+    assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=0.1))
+print("all held")
+"""
+
+
 def test_little_work_needs_no_ray_unless_it_is_up(tmp_path: Path) -> None:
-    with Executor(num_workers=2) as executor:
-        work = PoolWork(tmp_path, executor)
-        assert set(work.map(in_process, range(4), core_seconds=0.1)) == {os.getpid()}
-        assert not executor.has_started
-        assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=1000.0))
-        assert executor.has_started
-        assert os.getpid() not in set(work.map(in_process, range(4), core_seconds=0.1))
+    # A process of its own: other tests leave Ray up in this one.
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _LITTLE_WORK, str(tmp_path)]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+    assert result.stdout == "all held\n", result.stderr
 
 
 def test_the_budget_is_a_part_of_the_machine(tmp_path: Path) -> None:
