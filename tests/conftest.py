@@ -3,7 +3,11 @@
 # ruff: noqa: E402  (the environment comes first)
 
 import os
+import signal
 
+# A run in a shell's background ignores Ctrl-C, and so would every process that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before numpy or torch are imported: their thread pools fight each other on small machines.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
