@@ -55,7 +55,7 @@ _PAIRS_PER_SOURCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TextModelConfig:
-    """How large and how long; the defaults take tens of minutes on two cores."""
+    """How large and how long."""
 
     num_scenes: int = 10_000  # that the captioner sees
     image_size: int = 64

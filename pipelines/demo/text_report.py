@@ -34,7 +34,7 @@ class TextModelReport:
 
 
 def measure_text_models(folder: Path, num_scenes: int = 300) -> TextModelReport:
-    """Caption and rewrite unseen scenes; about a minute for 300."""
+    """Caption and rewrite scenes that neither model has seen."""
     scenes = [make_scene(_PROBES + number) for number in range(num_scenes)]
     texts = [caption(scene, 0) for scene in scenes]
     captions = _caption(folder, scenes)
