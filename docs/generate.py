@@ -222,6 +222,10 @@ def commands() -> str:
         command = group.get_command(context, name)
         inner = command.make_context(name, [], parent=context, resilient_parsing=True)
         sections.append(command_section(f"winnow {name}", command, inner))
+        for child in command.list_commands(inner) if hasattr(command, "list_commands") else ():
+            own = command.get_command(inner, child)
+            own_context = own.make_context(child, [], parent=inner, resilient_parsing=True)
+            sections.append(command_section(f"winnow {name} {child}", own, own_context))
     return "\n".join(sections)
 
 

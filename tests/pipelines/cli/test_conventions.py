@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -36,6 +37,7 @@ COMMANDS = {
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
     "compare": "SOURCES --out --vary --set --recipe --data --seeds --samples-seen --pool --address --num-workers --json",
+    "export datacomp": "SOURCE --out --pool --num-samples --weights --json",
     "demo-models": "--out --json",
     "demo": "--out --scale --port --json --num-workers",
 }
@@ -60,12 +62,20 @@ runner = CliRunner()
 def test_verbs_and_flags_are_frozen() -> None:
     group = typer.main.get_command(app)
     context = group.make_context("winnow", [], resilient_parsing=True)
+    assert read_commands(group, context) == COMMANDS
+
+
+def read_commands(group: Any, context: Any, prefix: str = "") -> dict[str, str]:
+    """Return the parameters of every command by its name, those of a group's by both names."""
     found = {}
-    for name in group.list_commands(context):  # type: ignore[attr-defined]
-        command = group.get_command(context, name)  # type: ignore[attr-defined]
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if hasattr(command, "list_commands"):
+            found |= read_commands(command, context, f"{prefix}{name} ")
+            continue
         parts = [p.opts[0] if p.param_type_name == "option" else p.name.upper() for p in command.params]
-        found[name] = " ".join(parts)
-    assert found == COMMANDS
+        found[f"{prefix}{name}"] = " ".join(parts)
+    return found
 
 
 def test_every_setting_of_a_download_is_a_flag() -> None:

@@ -1,0 +1,67 @@
+"""DataComp's subset file (Gadre et al. 2023, arXiv 2304.14108): the sorted uids that its resharder keeps, repeated as often as wanted.
+
+    python resharder.py -i SHARDS -o OUT -s subset.npy
+
+The file is sorted in pieces on disk, so its size is not bound by memory.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.export.repeat import UID_TYPE, Repeats, parse_uids, plan_repeats
+from pipelines.export.source import Source
+from pipelines.export.target import DigestingFile, ExportReport, write_single
+
+FORMAT = "datacomp"
+_BUCKETS = 64
+_ROW = np.dtype([("uid", UID_TYPE), ("weight", "<f8")])
+
+
+def export(source: Source, out: str, *, num_samples: int = 0, is_weighted: bool = True) -> ExportReport:
+    """Write the uids of a selection or a dataset to the file `out`.
+
+    A sample is there `weight / mean weight * num_samples / all` times, rounded by its uid; `num_samples` 0 means as many as are selected.
+    Without `is_weighted` every uid is there once.
+    """
+    with tempfile.TemporaryDirectory(prefix="winnow-export-") as folder:
+        repeats = plan_repeats((w for _, w in source.weights()), num_samples) if is_weighted else Repeats(scale=0.0)
+        _spread(source, Path(folder))
+        total = sum(len(uids) for uids in _sorted(Path(folder), repeats))
+
+        def write(file: DigestingFile) -> None:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": np.lib.format.dtype_to_descr(UID_TYPE), "fortran_order": False, "shape": (total,)}
+            )
+            for uids in _sorted(Path(folder), repeats):
+                file.write(uids.tobytes())
+
+        location, was_current, num_bytes = write_single(out, write)
+    return ExportReport(
+        format=FORMAT, location=location, num_samples=total, num_bytes=num_bytes, was_current=was_current
+    )
+
+
+def _spread(source: Source, folder: Path) -> None:
+    """Put every uid with its weight into one of a few files, by its highest bits: one file after the other, they are in order."""
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{bucket}.bin").open("wb")) for bucket in range(_BUCKETS)]
+        for uids, weights in source.weights():
+            rows = np.empty(len(uids), _ROW)
+            rows["uid"], rows["weight"] = parse_uids(uids), weights
+            buckets = (rows["uid"]["f0"] >> np.uint64(58)).astype(np.int64)
+            for bucket in np.unique(buckets).tolist():
+                files[bucket].write(rows[buckets == bucket].tobytes())
+
+
+def _sorted(folder: Path, repeats: Repeats) -> Iterator[npt.NDArray[np.void]]:
+    for bucket in range(_BUCKETS):
+        rows = np.fromfile(folder / f"{bucket}.bin", _ROW)
+        uids = np.ascontiguousarray(rows["uid"])
+        order = np.lexsort((uids["f1"], uids["f0"]))
+        uids, weights = uids[order], rows["weight"][order]
+        yield np.repeat(uids, repeats.count_parsed(uids, weights))
