@@ -9,7 +9,7 @@ import functools
 import hashlib
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -35,10 +35,32 @@ class Shingles:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Return how many shingles each text has."""
         return np.diff(self.ends, prepend=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sketches:
+    """What tells of most pairs of texts, without their shingles, that they are not similar enough; it never errs about those that are."""
+
+    bits: np.ndarray  # uint64, texts x 2: the bits that some shingle of the text sets
+    lengths: np.ndarray  # int64: shingles per text
+
+    def may_reach(self, threshold: float, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Tell of pairs whether their Jaccard similarity may be `threshold` or more.
+
+        Sets of together n elements have similarity t or more if at most n (1 - t) / (1 + t) elements are in one alone, and the bits in which
+        their sketches differ, like the difference of their sizes, are never more than these.
+        """
+        sizes, others = self.lengths[left], self.lengths[right]
+        most = (sizes + others) * ((1 - threshold) / (1 + threshold)) + 1e-6
+        may = np.abs(sizes - others) <= most
+        rows = np.flatnonzero(may)
+        differing = self.bits[left[rows]] ^ self.bits[right[rows]]
+        may[rows] = np.bitwise_count(differing).sum(axis=1, dtype=np.int64) <= most[rows]
+        return may
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +137,19 @@ def shingle(texts: Texts) -> Shingles:
     return Shingles((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32), np.cumsum(counts))
 
 
+def sketch(shingles: Shingles) -> np.ndarray:
+    """Return the bits of `Sketches` (texts x 2): each shingle sets one of 128."""
+    bits = np.zeros((len(shingles), 2), np.uint64)
+    filled = np.flatnonzero(shingles.lengths)
+    if len(filled):
+        starts = (shingles.ends - shingles.lengths)[filled]
+        one = np.uint64(1) << (shingles.values & np.uint32(63)).astype(np.uint64)
+        is_high = (shingles.values & np.uint32(64)) > 0
+        for half, chosen in enumerate((~is_high, is_high)):
+            bits[filled, half] = np.bitwise_or.reduceat(np.where(chosen, one, np.uint64(0)), starts)
+    return bits
+
+
 def band_keys(shingles: Shingles, num_bands: int, num_rows: int) -> np.ndarray:
     """Return a 64-bit key per text and band (texts x bands): equal where the band's `num_rows` MinHash values are."""
     keys = np.empty((len(shingles), num_bands), np.uint64)
@@ -143,10 +178,12 @@ def band_keys(shingles: Shingles, num_bands: int, num_rows: int) -> np.ndarray:
     return keys
 
 
-def candidates(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def candidates(
+    keys: np.ndarray, may_match: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield positions (left < right) of texts that agree in a band, each pair once; `keys` is (bands x texts).
 
-    Positions are an order of preference: in a band that more than `MAX_LEADERS` texts share, each is compared with that many of the first.
+    Pairs for which `may_match` is false are left out. Positions are an order of preference: in a band that more than `MAX_LEADERS` texts share, each is compared with that many of the first.
     """
     for band in range(len(keys)):
         column = np.asarray(keys[band])
@@ -161,9 +198,13 @@ def candidates(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             place, start = place[is_later], start[is_later]
             if not len(place):
                 break
-            left, right = order[start + leader], order[place]
-            for begin in range(0, len(left), _PAIR_BLOCK):
-                yield _drop_seen(keys[:band], left[begin : begin + _PAIR_BLOCK], right[begin : begin + _PAIR_BLOCK])
+            for begin in range(0, len(place), _PAIR_BLOCK):
+                part = slice(begin, begin + _PAIR_BLOCK)
+                left, right = order[start[part] + leader], order[place[part]]
+                if may_match is not None:
+                    may = may_match(left, right)
+                    left, right = left[may], right[may]
+                yield _drop_seen(keys[:band], left, right)
 
 
 def jaccard(shingles: Shingles, left: np.ndarray, right: np.ndarray) -> np.ndarray:

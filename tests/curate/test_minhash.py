@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.minhash import MAX_LEADERS, Shingles, band_keys, candidates, jaccard, normalise, shingle
+from curate.minhash import (
+    MAX_LEADERS,
+    Shingles,
+    Sketches,
+    band_keys,
+    candidates,
+    jaccard,
+    normalise,
+    shingle,
+    sketch,
+)
 
 # Golden values of the S-curve of 14 bands of 8 rows.
 S_CURVE = {0.5: 0.0533, 0.7: 0.5645, 0.75: 0.7716, 0.8: 0.9235, 0.85: 0.9884, 0.9: 0.9996}
@@ -64,6 +74,32 @@ def test_jaccard_is_that_of_the_sets(captions: list[str]) -> None:
     assert jaccard(shingles, rows, rows + 1).tolist() == pytest.approx(wanted)
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 300), max_size=60, unique=True), min_size=2, max_size=8),
+    st.sampled_from([0.3, 0.5, 0.8, 1.0]),
+)
+def test_sketches_lose_no_similar_pair(numbers: list[list[int]], threshold: float) -> None:
+    # Numbers near each other share bits, so that bits of different shingles meet.
+    values = np.array([value for text in numbers for value in sorted(text)], np.uint32)
+    shingles = Shingles(values, np.cumsum([len(text) for text in numbers]))
+    left, right = np.triu_indices(len(numbers), 1)
+    may = Sketches(sketch(shingles), shingles.lengths).may_reach(threshold, left, right)
+    assert may[jaccard(shingles, left, right) >= threshold].all()
+
+
+def test_sketches_rule_most_other_pairs_out() -> None:
+    random = np.random.default_rng(0)
+    common = random.integers(0, 2**32, (500, 30), dtype=np.uint32)
+    other = random.integers(0, 2**32, (500, 30), dtype=np.uint32)
+    own = random.integers(0, 2**32, (500, 30), dtype=np.uint32)
+    # Half of the shingles in common: similarity 1 / 3.
+    values = np.concatenate([np.sort(np.concatenate([common, side], axis=1)) for side in (own, other)])
+    shingles = Shingles(values.ravel(), np.arange(1, 1001) * 60)
+    rows = np.arange(500)
+    may = Sketches(sketch(shingles), shingles.lengths).may_reach(0.8, rows, rows + 500)
+    assert may.mean() < 0.01
+
+
 @pytest.mark.parametrize("similarity", S_CURVE)
 def test_candidates_follow_the_s_curve(similarity: float) -> None:
     """12,000 pairs of sets with the same similarity: the share that agrees in a band is 1 - (1 - s^8)^14 within sampling error."""
@@ -86,6 +122,16 @@ def test_candidates_are_all_pairs_that_agree_once_each() -> None:
     wanted = {(i, j) for i in range(60) for j in range(i + 1, 60) if (keys[:, i] == keys[:, j]).any()}
     assert set(found) == wanted
     assert len(found) == len(wanted)
+
+
+def test_candidates_that_cannot_match_are_left_out() -> None:
+    keys = np.random.default_rng(1).integers(0, 4, (3, 40)).astype(np.uint64)
+    is_even = lambda left, right: (left + right) % 2 == 0  # noqa: E731
+    every = [pair for left, right in candidates(keys) for pair in zip(left.tolist(), right.tolist(), strict=True)]
+    found = [
+        pair for left, right in candidates(keys, is_even) for pair in zip(left.tolist(), right.tolist(), strict=True)
+    ]
+    assert found == [pair for pair in every if sum(pair) % 2 == 0]
 
 
 def test_a_crowded_band_is_not_quadratic() -> None:
