@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-LIBRARIES = ("torch", "ray", "duckdb", "pyarrow", "img2dataset", "opencv-python-headless", "simplejpeg", "webdataset")
+LIBRARIES = (
+    *("torch", "ray", "duckdb", "pyarrow", "opencv-python-headless", "simplejpeg"),
+    *("img2dataset", "webdataset", "mosaicml-streaming", "litdata"),
+)
 
 
 def main(names: Sequence[str]) -> int:

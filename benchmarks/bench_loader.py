@@ -1,10 +1,11 @@
-"""Loader throughput against `webdataset` on the same tars, and against bare decoding of the same bytes.
+"""Loader throughput against bare decoding of the same bytes, and against `webdataset`, mosaicml-streaming and litdata.
 
-Everyone decodes and takes a random crop to 224 pixels, with the same number of processes; rounds alternate, ratios are of medians.
-Uses the photos of `../shared/data` (or `--data FOLDER` of JPEGs) where there are some, reduced to the size that a pool keeps; otherwise
-pictures with the spectrum of photos. Prints Markdown.
+Everyone decodes and takes a random crop to 224 pixels, with the same number of processes; rounds alternate, ratios are of medians. The
+loader draws by weight and one of five captions; what draws by weight elsewhere is webdataset with rejection of samples. Uses the photos
+of `../shared/data` (or `--data FOLDER` of JPEGs) where there are some, reduced to the size that a pool keeps; otherwise pictures with the
+spectrum of photos. mosaicml-streaming and litdata are measured where they are installed. Prints Markdown.
 
-python -m benchmarks.bench_loader [--workers 2] [--rounds 5] [--seconds 4] [--side 256] [--data FOLDER]
+python -m benchmarks.bench_loader [--workers 2] [--rounds 5] [--seconds 3] [--side 256] [--data FOLDER]
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +26,28 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
-import webdataset
 from PIL import Image
 
+from benchmarks.loader_peers import (
+    BATCH,
+    missing_peers,
+    start_litdata,
+    start_streaming,
+    start_webdataset,
+    write_litdata,
+    write_streaming,
+)
 from tests.train.dataset_builder import Sample, make_uid, write_dataset
 from train.index import Dataset
 from train.loader import Box, Decoder, Loader, LoaderConfig, random_box, use_one_thread
 
 SIZE = 224
-BATCH = 64
 NUM_SAMPLES = 4000
 NUM_PHOTOS = 1000
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
 RNG = np.random.default_rng(0)
 DECODER = Decoder()
+BARE, WEIGHTED = "bare decode and crop, bytes in memory", "Winnow loader, weighted, one of five captions"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 # Starts a contestant and returns batches' sizes, and what ends it.
@@ -49,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--side", type=int, default=256, help="short side of the stored photos, in pixels")
     parser.add_argument("--data", type=Path, default=SHARED)
     options = parser.parse_args()
@@ -57,18 +67,7 @@ def main() -> None:
     use_one_thread()  # before the forks below: a thread pool does not survive one
     images, origin = make_images(options.data, options.side)
     with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
-        samples = [
-            Sample(uid=make_uid(number), image=images[number % len(images)], captions={"alt_text": f"photo {number}"})
-            for number in range(NUM_SAMPLES)
-        ]
-        path = write_dataset(Path(folder) / "dataset", samples, shard_size=500)
-        workers = options.workers
-        contestants: dict[str, Contestant] = {
-            "bare decode and crop, bytes in memory": lambda: bare(images, workers),
-            "Winnow loader": lambda: winnow(path, workers),
-            "webdataset, decoding as the Winnow loader does": lambda: wds(path, workers, crop_fast),
-            "webdataset, decoding with Pillow (bicubic)": lambda: wds(path, workers, crop_pillow),
-        }
+        contestants = prepare(Path(folder), images, options.workers)
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         costs: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(options.rounds):
@@ -82,17 +81,60 @@ def main() -> None:
         f"{origin}, short side {options.side} px, {size / 1024:.1f} KiB each; {NUM_SAMPLES} samples in 8 tars, page cache warm."
     )
     print(
-        f"Random crop of 90 to 100 % to {SIZE} px, batches of {BATCH}, {workers} processes, median of {options.rounds} rounds.\n"
+        f"Random crop of 90 to 100 % to {SIZE} px, batches of {BATCH}, {options.workers} processes, median of {options.rounds} rounds."
     )
+    print("Weights are even in 0 to 1. Everyone decodes as the Winnow loader does, except where said.\n")
     print_table(rates, costs)
+    for name in missing_peers():
+        print(f"\n{name} is not installed: not measured.")
+
+
+def prepare(folder: Path, images: Sequence[bytes], workers: int) -> dict[str, Contestant]:
+    """Write the pictures in everybody's format; return the contestants by name."""
+    rng = random.Random(1)
+    weights = [rng.random() for _ in range(NUM_SAMPLES)]
+    pictures = [images[number % len(images)] for number in range(NUM_SAMPLES)]
+    texts = [
+        [f"photo {number}", *(f"rewrite {part} of {number}" for part in range(4))] for number in range(NUM_SAMPLES)
+    ]
+    samples = [
+        Sample(
+            uid=make_uid(number),
+            image=pictures[number],
+            captions={"alt_text": texts[number][0], "rewrite": texts[number][1:]},
+            weight=weights[number],
+            extra={"weight": weights[number], "captions": texts[number]},
+        )
+        for number in range(NUM_SAMPLES)
+    ]
+    path = write_dataset(folder / "dataset", samples, shard_size=500)
+    contestants: dict[str, Contestant] = {
+        BARE: lambda: bare(images, workers),
+        WEIGHTED: lambda: winnow(path, workers, is_weighted=True),
+        "Winnow loader, equal weights, one caption": lambda: winnow(path, workers, is_weighted=False),
+        "webdataset, rejecting by weight, one of five captions": lambda: start_webdataset(
+            path, workers, crop_fast, is_rejecting=True
+        ),
+        "webdataset": lambda: start_webdataset(path, workers, crop_fast),
+        "webdataset, decoding with Pillow (bicubic)": lambda: start_webdataset(path, workers, crop_pillow),
+    }
+    missing = missing_peers()
+    firsts = [own[0] for own in texts]
+    if "mosaicml-streaming" not in missing:
+        write_streaming(folder / "streaming", pictures, firsts)
+        contestants["mosaicml-streaming"] = lambda: start_streaming(folder / "streaming", workers, crop_fast)
+    if "litdata" not in missing:
+        write_litdata(folder / "litdata", pictures, firsts)
+        contestants["litdata"] = lambda: start_litdata(folder / "litdata", workers, crop_fast)
+    return contestants
 
 
 def print_table(rates: dict[str, list[float]], costs: dict[str, list[float]]) -> None:
     """Print what each contestant did, and the loader's ratio to it, which is taken within each round."""
-    print("| | samples/s (lowest-highest) | CPU ms/sample | Winnow loader / this |")
+    print(f"| | samples/s (lowest-highest) | CPU ms/sample | {WEIGHTED} / this |")
     print("|---|---|---|---|")
     for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(rates["Winnow loader"], values, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(rates[WEIGHTED], values, strict=True))
         print(
             f"| {name} | {statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f}) "
             f"| {1000 * statistics.median(costs[name]):.2f} | {ratio:.2f} |"
@@ -113,38 +155,14 @@ def measure(start: Contestant, seconds: float) -> tuple[float, float]:
         stop()
 
 
-def winnow(path: Path, workers: int) -> tuple[Iterator[int], Callable[[], None]]:
+def winnow(path: Path, workers: int, *, is_weighted: bool) -> tuple[Iterator[int], Callable[[], None]]:
     """Start the loader under test."""
-    dataset = Dataset.open(str(path), cache=str(path.parent / "cache"))
+    captions = {"alt_text": 0.2, "rewrite": 0.8} if is_weighted else {"alt_text": 1.0}
+    dataset = Dataset.open(str(path), cache=str(path.parent / "cache"), captions=captions)
+    if not is_weighted:
+        dataset = replace(dataset, weights=np.ones(NUM_SAMPLES))
     loader = Loader(dataset, LoaderConfig(batch_size=BATCH, image_size=SIZE, num_workers=workers))
     return (len(batch.texts) for batch in loader.batches(0)), loader.close
-
-
-def wds(path: Path, workers: int, crop: Callable[[bytes], np.ndarray]) -> tuple[Iterator[int], Callable[[], None]]:
-    """Start a usual webdataset pipeline: shards and samples shuffled, batches collated in the workers."""
-
-    def prepare(sample: dict[str, bytes]) -> tuple[np.ndarray, str]:
-        return crop(sample["jpg"]), sample["txt"].decode()
-
-    tars = sorted(str(tar) for tar in path.glob("*.tar"))
-    pipeline = (
-        webdataset
-        .WebDataset(tars, resampled=True, shardshuffle=False, nodesplitter=None, seed=0)
-        .shuffle(1000, initial=100)
-        .map(prepare)
-        .batched(BATCH, collation_fn=collate)
-    )
-    loader = torch.utils.data.DataLoader(
-        pipeline, batch_size=None, num_workers=workers, prefetch_factor=3, worker_init_fn=lambda _: use_one_thread()
-    )
-    batches = iter(loader)
-    return (len(texts) for _, texts in batches), batches._shutdown_workers
-
-
-def collate(samples: Sequence[tuple[np.ndarray, str]]) -> tuple[torch.Tensor, list[str]]:
-    """Stack a batch: uint8 (n, 3, S, S), channels last in memory, as the loader's."""
-    pixels = torch.from_numpy(np.stack([picture for picture, _ in samples])).permute(0, 3, 1, 2)
-    return pixels, [text for _, text in samples]
 
 
 def crop_fast(data: bytes) -> np.ndarray:
