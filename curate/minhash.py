@@ -60,7 +60,7 @@ class Sketches:
         rows = np.flatnonzero(may)
         differing = self.bits[left[rows]] ^ self.bits[right[rows]]
         may[rows] = np.bitwise_count(differing).sum(axis=1, dtype=np.int64) <= most[rows]
-        return may
+        return np.asarray(may)
 
 
 @dataclass(frozen=True, eq=False)
