@@ -240,11 +240,18 @@ class Catalog:
         return self._expand_pool(tree, used).removeprefix("SELECT ")
 
     def tabulate(self, table: str, columns: Sequence[str], labels: Sequence[str]) -> None:
-        """Fill a temporary table with SQL `columns` of every row, in pool order; ranges of shards are evaluated side by side."""
-        ranges = list(self._ranges())
-        parts = [f"SELECT {', '.join(columns)} FROM {self.source(labels, first, last)}" for first, last in ranges]
+        """Fill a temporary table with SQL `columns` of every row, in pool order."""
+        query = self.over_ranges(columns, labels)
         with self.translate():
-            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {quote_name(table)} AS {' UNION ALL '.join(parts)}")
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE {quote_name(table)} AS {query}")
+
+    def over_ranges(self, columns: Sequence[str], labels: Sequence[str], where: str = "true") -> str:
+        """Return the query of SQL `columns` of the rows for which `where` holds; ranges of shards are evaluated side by side."""
+        parts = (
+            f"SELECT {', '.join(columns)} FROM {self.source(labels, first, last)} WHERE {where}"
+            for first, last in self._ranges()
+        )
+        return " UNION ALL ".join(parts)
 
     @contextmanager
     def translate(self, place: str = "") -> Iterator[None]:

@@ -6,23 +6,24 @@ One pass evaluates all rules of all rows side by side, shard range by shard rang
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from curate.catalog import SAMPLES, Catalog
-from curate.expression import find_volatile, quote_text
+from curate.cuts import VERDICT, apply_mix, cut_columns, run_cuts
 from curate.fingerprint import canonical_json, pool_digest
 from curate.ledger import Outcomes, write_ledger
+from curate.predicate import blame, check_expressions, find_labels
 from curate.selection import ELEMENTS, Limit, Mix, PerGroup, Selection, Top
-from curate.source_mix import MixRow, realise, share_out, target_shares
+from curate.source_mix import MixRow
 from curate.store import Pool
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
 from schemas.sample import STATUS_SUCCESS, shard_name
-from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, MIX_RULE, PER_GROUP_RULE, SELECTION_FILE, TOP_RULE
+from schemas.selection import DOWNLOADED_RULE, SELECTION_FILE
 
 __all__ = ["FunnelRow", "Limit", "Mix", "PerGroup", "SelectReport", "Selection", "Top", "find_selection", "select"]
 
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = "winnow-selection"
 _VERSION = 1
-_VERDICT = "verdict"
-_ALIVE = "alive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +81,11 @@ def select(
         pool.remove_abandoned(folder)
         if pool.exists(f"{folder}/{SELECTION_FILE}"):
             return _read_report(pool, folder)
-        _check_expressions(catalog, selection, labels)
+        check_expressions(catalog, selection.expressions(), labels)
         _evaluate(catalog, selection, labels)
         outcomes, funnel, cuts = _decide(catalog, selection)
         _check_weights(catalog, outcomes)
-        mix = _apply_mix(catalog, selection.mix, cuts, outcomes) if selection.mix else ()
+        mix = apply_mix(catalog, selection.mix, cuts, outcomes.weight) if selection.mix else ()
         metadata = {b"winnow.fingerprint": fingerprint.encode()}
         write_ledger(pool, folder, catalog.shards, outcomes, metadata, progress or SilentProgress())
         weights = outcomes.weight[outcomes.mask == 0]
@@ -124,26 +123,7 @@ def _name_folder(selection: Selection, identity: Mapping[str, object]) -> tuple[
 
 
 def _find_labels(catalog: Catalog, selection: Selection) -> list[str]:
-    references = []
-    for place, expression in selection.expressions().items():
-        try:
-            found = catalog.parse(expression)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-        if found.has_window:
-            raise InputError(
-                f"{place} uses a window function ({expression!r}), which rules cannot: compare with a subquery over `pool`, or use top, "
-                "per_group, mix or limit"
-            )
-        if volatile := find_volatile(found):
-            raise InputError(
-                f"{place} uses {volatile}, which gives another selection every time; use limit with a seed, or md5(uid), to draw at random"
-            )
-        references.append(found)
-    sources = [catalog.resolve(name.removesuffix(ELEMENTS)) for name in selection.captions]
-    named = {label for label, _ in sources}
-    used = catalog.used_labels(references)
-    return [label for label in catalog.labels if label in named or label in used]
+    return find_labels(catalog, selection.expressions(), [name.removesuffix(ELEMENTS) for name in selection.captions])
 
 
 def _check_captions(catalog: Catalog, selection: Selection) -> dict[str, str]:
@@ -171,38 +151,13 @@ def _identity(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> 
     return {"format": _FORMAT, "version": _VERSION, **selection.settings(), "labels": targets, "pool_digest": digest}
 
 
-def _check_expressions(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> None:
-    """Bind every expression by itself, so that an error names the rule it is in."""
-    source = catalog.source(labels, 0, 1)
-    kinds = {}
-    for place, expression in selection.expressions().items():
-        with catalog.translate(place):
-            ((kinds[place],),) = catalog.connection.execute(
-                f"SELECT typeof(({catalog.expand(expression)}\n)) FROM (SELECT 1) LEFT JOIN ({source}) ON true LIMIT 1"
-            ).fetchall()
-        if place.startswith("rule") and kinds[place] not in ("BOOLEAN", '"NULL"'):
-            raise InputError(f"{place} is {kinds[place]}, not a condition: {expression!r}; compare it with something")
-
-
 def _evaluate(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> None:
     """Fill the table `verdict`: a row per row of the pool, in order, with the mask of failed rules and what the cuts need."""
     kind = _mask_type(selection)
     predicates = [f"{SAMPLES}.status = '{STATUS_SUCCESS}'", *map(catalog.expand, selection.rules.values())]
     bits = [f"CASE WHEN ({sql}\n) THEN 0::{kind} ELSE {1 << bit}::{kind} END" for bit, sql in enumerate(predicates)]
     mask = " | ".join(bits)
-    columns = {"weight": f"({catalog.expand(selection.weight)}\n)::DOUBLE"}
-    if selection.top:
-        columns["top_score"] = f"({catalog.expand(selection.top.by)}\n)::DOUBLE"
-    if selection.per_group:
-        columns["group_key"] = catalog.expand(selection.per_group.by)
-        columns["group_order"] = catalog.expand(selection.per_group.order or "NULL")
-    if selection.mix:
-        columns["mix_source"] = f"({catalog.expand(selection.mix.by)}\n)::VARCHAR"
-        columns["mix_order"] = catalog.expand(selection.mix.order or "NULL")
-    if selection.limit:
-        columns["limit_score"] = catalog.expand(selection.limit.by or "NULL")
-    if selection.per_group or selection.mix or selection.limit:
-        columns["uid"] = f"{SAMPLES}.uid"
+    columns = cut_columns(catalog, selection)
     # Under a CASE, a logarithm of zero in a row that is dropped anyway does not end the query.
     conditions = dict.fromkeys(columns, f"({mask}) = 0")
     if selection.top and selection.top.of == "pool":
@@ -212,27 +167,14 @@ def _evaluate(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> 
         *(f"CASE WHEN {conditions[name]} THEN ({sql}\n) END AS {name}" for name, sql in columns.items()),
     ]
     try:
-        catalog.tabulate(_VERDICT, parts, labels)
+        catalog.tabulate(VERDICT, parts, labels)
     except InputError as error:
-        raise _blame(catalog, selection, labels, error) from error
-
-
-def _blame(catalog: Catalog, selection: Selection, labels: Sequence[str], error: InputError) -> InputError:
-    """Find the expression that fails on some row by evaluating each alone."""
-    for place, expression in selection.expressions().items():
-        try:
-            with catalog.translate(place):
-                catalog.connection.execute(
-                    f"SELECT count(({catalog.expand(expression)}\n)) FROM {catalog.source(labels)}"
-                ).fetchall()
-        except InputError as found:
-            return found
-    return error
+        raise blame(catalog, selection.expressions(), labels, error) from error
 
 
 def _decide(catalog: Catalog, selection: Selection) -> tuple[Outcomes, list[FunnelRow], dict[str, object]]:
     """Return every row's outcome and the funnel: rules as evaluated, then the cuts one after the other."""
-    table = catalog.connection.sql(f"SELECT mask, weight FROM {_VERDICT}").to_arrow_table()
+    table = catalog.connection.sql(f"SELECT mask, weight FROM {VERDICT}").to_arrow_table()
     mask: npt.NDArray[np.unsignedinteger] = table["mask"].combine_chunks().to_numpy().copy()
     weight: npt.NDArray[np.float64] = table["weight"].to_numpy().copy()
     del table
@@ -240,13 +182,11 @@ def _decide(catalog: Catalog, selection: Selection) -> tuple[Outcomes, list[Funn
     sqls = [f"status = '{STATUS_SUCCESS}'", *selection.rules.values()]
     funnel = _rule_funnel(mask, rules, sqls)
     cuts: dict[str, object] = {}
-    _set_alive(catalog, f"SELECT rowid AS position, * FROM {_VERDICT} WHERE mask = 0")
-    for reason, description, query in _cuts(catalog, selection, cuts):
-        catalog.connection.execute(f"CREATE TEMP TABLE survivors_{reason} AS {query}")
-        _set_alive(catalog, f"SELECT * FROM survivors_{reason}")
-        positions = catalog.connection.sql(f"SELECT position FROM survivors_{reason}").to_arrow_table()["position"]
+    for reason, description, positions in run_cuts(
+        catalog, selection, f"SELECT rowid AS position, * FROM {VERDICT} WHERE mask = 0", cuts
+    ):
         is_dropped = mask == 0
-        is_dropped[positions.to_numpy()] = False
+        is_dropped[positions] = False
         mask[is_dropped] = mask.dtype.type(1 << len(rules))
         rules.append(reason)
         dropped = int(is_dropped.sum())
@@ -260,11 +200,6 @@ def _decide(catalog: Catalog, selection: Selection) -> tuple[Outcomes, list[Funn
             )
         )
     return Outcomes(rules=rules, mask=mask, weight=weight), funnel, cuts
-
-
-def _set_alive(catalog: Catalog, query: str) -> None:
-    """Name the rows that no rule and no cut so far has dropped."""
-    catalog.connection.execute(f"CREATE OR REPLACE TEMP VIEW {_ALIVE} AS {query}")
 
 
 def _rule_funnel(mask: npt.NDArray[np.unsignedinteger], rules: Sequence[str], sqls: Sequence[str]) -> list[FunnelRow]:
@@ -289,83 +224,6 @@ def _rule_funnel(mask: npt.NDArray[np.unsignedinteger], rules: Sequence[str], sq
             )
         )
     return funnel
-
-
-def _cuts(catalog: Catalog, selection: Selection, found: dict[str, object]) -> Iterable[tuple[str, str, str]]:
-    """Yield (reason, description, query of the survivors) for each cut, in order; thresholds go to `found`."""
-    random = f"md5('{selection.seed}:' || uid)"
-    if top := selection.top:
-        threshold = _find_threshold(catalog, top)
-        found["top_threshold"] = threshold
-        description = f"{top.by} in the top {top.fraction:g}" + (" of the pool" if top.of == "pool" else "")
-        if threshold is None:
-            yield TOP_RULE, description, f"SELECT * FROM {_ALIVE} WHERE false"
-        else:
-            kept = f"top_score >= {threshold!r}::DOUBLE AND NOT isnan(top_score)"
-            yield TOP_RULE, f"{description} (>= {threshold:g})", f"SELECT * FROM {_ALIVE} WHERE {kept}"
-    if cap := selection.per_group:
-        score = f"group_order {_direction(cap.descending)} NULLS LAST, " if cap.order else ""
-        place = f"row_number() OVER (PARTITION BY group_key ORDER BY {score}{random}, uid, position)"
-        query = f"SELECT * FROM {_ALIVE} QUALIFY {place} <= {cap.num_samples}"
-        yield PER_GROUP_RULE, f"at most {cap.num_samples} per {cap.by}", query
-    if mix := selection.mix:
-        yield MIX_RULE, f"{mix.by} in the shares of the mix, by {mix.how}", _mix_query(catalog, mix, random, found)
-    if limit := selection.limit:
-        order = f"limit_score {_direction(limit.descending)} NULLS LAST, uid" if limit.by else f"{random}, uid"
-        query = f"SELECT * FROM {_ALIVE} ORDER BY {order}, position LIMIT {limit.num_samples}"
-        yield LIMIT_RULE, f"at most {limit.num_samples}" + (f" by {limit.by}" if limit.by else " at random"), query
-
-
-def _mix_query(catalog: Catalog, mix: Mix, random: str, found: dict[str, object]) -> str:
-    """Return the query of the rows that a mix keeps; target shares go to `found`."""
-    counts = dict(
-        catalog.connection.execute(
-            f"SELECT mix_source, count(*) FROM {_ALIVE} WHERE mix_source IS NOT NULL GROUP BY mix_source ORDER BY mix_source"
-        ).fetchall()
-    )
-    shares = target_shares(mix, counts)
-    found["mix_shares"] = shares
-    if not shares:
-        return f"SELECT * FROM {_ALIVE} WHERE false"
-    most = share_out(shares, counts, mix.num_samples) if mix.how == "cut" else counts
-    quotas = ", ".join(f"({quote_text(source)}, {most[source]})" for source in shares)
-    score = "mix_order DESC NULLS LAST, " if mix.order else ""
-    place = f"row_number() OVER (PARTITION BY mix_source ORDER BY {score}{random}, uid, position)"
-    return (
-        f"SELECT {_ALIVE}.* FROM {_ALIVE} JOIN (VALUES {quotas}) AS quota(source, most) ON mix_source = quota.source "
-        f"QUALIFY {place} <= quota.most"
-    )
-
-
-def _apply_mix(catalog: Catalog, mix: Mix, cuts: Mapping[str, object], outcomes: Outcomes) -> tuple[MixRow, ...]:
-    """Return how the sources came out; where the mix is by weight, scale the weights of `outcomes` to its shares first."""
-    table = catalog.connection.sql(f"SELECT position, mix_source FROM {_ALIVE}").to_arrow_table()
-    sources = table["mix_source"].combine_chunks().dictionary_encode()
-    positions, codes = table["position"].to_numpy(), sources.indices.to_numpy()
-    shares = cuts["mix_shares"]
-    assert isinstance(shares, dict)
-    names = sources.dictionary.to_pylist()
-    weights, rows = realise(mix, shares, names, codes, outcomes.weight[positions])
-    outcomes.weight[positions] = weights
-    return rows
-
-
-def _direction(descending: bool) -> str:
-    return "DESC" if descending else "ASC"
-
-
-def _find_threshold(catalog: Catalog, top: Top) -> float | None:
-    # The score is null for the rows that do not count.
-    rows = _VERDICT if top.of == "pool" else _ALIVE
-    scored = f"FROM {rows} WHERE top_score IS NOT NULL AND NOT isnan(top_score)"
-    ((count,),) = catalog.connection.execute(f"SELECT count(*) {scored}").fetchall()
-    if not count:
-        return None
-    index = min(int(count * top.fraction), count - 1)
-    ((threshold,),) = catalog.connection.execute(
-        f"SELECT top_score {scored} ORDER BY top_score DESC LIMIT 1 OFFSET {index}"
-    ).fetchall()
-    return float(threshold)
 
 
 def _check_weights(catalog: Catalog, outcomes: Outcomes) -> None:

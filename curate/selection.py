@@ -14,7 +14,8 @@ ELEMENTS = "[*]"  # `rewrite[*]`: every text of a list column
 _RESERVED = (DOWNLOADED_RULE, TOP_RULE, PER_GROUP_RULE, MIX_RULE, LIMIT_RULE)
 _TOP_OF = ("rules", "pool")
 _MIX_HOW = ("weights", "cut")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+MAX_NAME = 80
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Selection:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InputError(
-                f"selection name {self.name!r} must be letters, digits, '_', '-' or '.', at most 80 of them: it names a folder"
+                f"selection name {self.name!r} must be letters, digits, '_', '-' or '.', at most {MAX_NAME} of them: it names a folder"
             )
         if len(self.rules) > MAX_RULES:
             raise InputError(f"{len(self.rules)} rules are too many; join some with AND to have at most {MAX_RULES}")
