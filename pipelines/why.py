@@ -104,7 +104,7 @@ def why(pool: Pool, sample: str, *, selection: str = "") -> list[Explanation]:
                 f"{pool.root} has no sample with the {column} {sample!r}; `winnow sql --pool {pool.root} "
                 f"\"SELECT uid, url FROM samples WHERE url LIKE '%PART%'\"` searches"
             )
-        return [_explain(catalog, row, folders) for row in found]
+        return [explain(catalog, row, folders) for row in found]
 
 
 def find_selections(pool: Pool, selection: str = "") -> list[str]:
@@ -124,12 +124,15 @@ def find_selections(pool: Pool, selection: str = "") -> list[str]:
     return found
 
 
-def _explain(catalog: Catalog, sample: Row, folders: Sequence[str]) -> Explanation:
-    place = f"shard = {sample['shard']} AND row = {sample['row']}"
+def explain(catalog: Catalog, sample: Row, folders: Sequence[str]) -> Explanation:
+    """Explain the sample of a row of `samples` by the selections in `folders`; of every annotation only the sample's shard is read."""
+    position = next(number for number, header in enumerate(catalog.shards) if header.shard == sample["shard"])
     labels: dict[str, Row] = {}
     for label, columns in catalog.label_columns.items():
         listed = ", ".join(f"{quote_name(label)}.{quote_name(name)} AS {quote_name(name)}" for name in columns)
-        (labels[label],) = _fetch(catalog, f"SELECT {listed} FROM pool WHERE {place}")
+        source = catalog.source([label], position, position + 1)
+        table = catalog.connection.sql(f"SELECT {listed} FROM {source} WHERE {SAMPLES}.row = {sample['row']}")
+        (labels[label],) = table.to_arrow_table().to_pylist()
     values = {f"{SAMPLES}.{name}": value for name, value in sample.items()}
     values |= {f"{label}.{name}": value for label, row in labels.items() for name, value in row.items()}
     return Explanation(
