@@ -1,25 +1,17 @@
 """Kill -9 of the driver, a worker and the node process at random moments of every stage: the final files do not change."""
 
-import csv
 import os
 import random
-import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.kill.digests import digest_tree
 from tests.kill.processes import kill_and_finish, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-NUM_IMAGES = 600
 MAX_TRIES = 5
 # What each stage makes.
 OUTPUTS = {
@@ -30,38 +22,6 @@ OUTPUTS = {
     "train": "run",
 }
 KINDS = ("driver", "worker", "node", "driver")
-WORDS = ("red", "green", "blue", "small", "large", "round", "square", "old", "new", "bright")
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Serve generated pictures from a real HTTP server process; yield the URL list."""
-    folder = tmp_path_factory.mktemp("web")
-    rng = np.random.default_rng(0)
-    for number in range(NUM_IMAGES):
-        pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    server = subprocess.Popen(
-        [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    match = re.search(r"port (\d+)", server.stdout.readline())
-    assert match
-    urls = tmp_path_factory.mktemp("urls") / "urls.csv"
-    with urls.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["url", "caption"])
-        for number in range(NUM_IMAGES):
-            caption = " ".join(WORDS[number // 10**d % 10] for d in range(3))
-            # Every 20th URL is missing, so that failures are part of what must not change.
-            name = f"{number}.jpg" if number % 20 else f"missing-{number}.jpg"
-            writer.writerow([f"http://127.0.0.1:{match[1]}/{name}", f"a {caption} thing number {number}"])
-    yield urls
-    server.kill()
-    server.wait()
 
 
 def stages(urls: Path, root: Path) -> dict[str, list[str]]:
