@@ -18,13 +18,14 @@ from curate.operator import Operator, PoolOperator, discover
 from pipelines.cli import app
 from pipelines.fields import read_settings, settings_class
 from pipelines.recipe import Recipe, shipped_recipes
+from pipelines.recipe_header import read_header
 from schemas.annotation import AnnotationHeader, annotation_schema
 from schemas.dataset import SIDECAR_COLUMNS, DatasetIndex, ShardEntry
 from schemas.sample import sample_schema
 from schemas.selection import LEDGER_SCHEMA, SELECTED_SCHEMA
 from train.config import MODELS, ModelConfig
 from train.loss import discover_losses, loss_class, make_loss
-from train.request import Column, Patches, Pooled, Request, Teacher, Text, Tokens, View
+from train.request import Column, Patches, Pooled, Rate, Request, Teacher, Text, Tokens, View
 
 FOLDER = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -107,8 +108,22 @@ def recipe_keys() -> str:
 
 
 def shipped() -> str:
-    """Return the recipes that come with Winnow, each with its opening comment."""
-    return "\n".join(f"- `{name}`: {opening_comment(path)}" for name, path in shipped_recipes().items()) + "\n"
+    """Return the recipes that come with Winnow, as their headers have them."""
+    rows = []
+    for name, path in shipped_recipes().items():
+        header = read_header(path)
+        facts = [
+            f"{title}: {text}."
+            for title, text in (
+                ("Needs", header.needs),
+                ("Expected", header.expected),
+                ("Differs", header.differs),
+            )
+            if text
+        ]
+        about = " ".join([header.summary, *facts])
+        rows.append((f"`{name}`", escape(about), header.paper, escape(header.cost), escape(header.measured)))
+    return table(("recipe", "what it does", "paper", "cost", "measured here"), rows)
 
 
 def models() -> str:
@@ -173,6 +188,8 @@ def describe_request(request: Request) -> str:
             return f"tokens of {text.variant + ' texts' if text.variant else 'the text tower'}"
         case Column(name=name, kind=kind):
             return f"the column `{name}` ({'numbers' if kind == 'number' else kind})"
+        case Rate():
+            return "how often each sample is drawn"
         case _:
             return ""
 
@@ -285,14 +302,6 @@ def escape(text: str) -> str:
 def first_line(cls: type | None) -> str:
     """Return the first line of a class's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0] if cls else ""
-
-
-def opening_comment(path: Path) -> str:
-    """Return the first paragraph of the comment a recipe opens with, as one line; what follows is for its reader."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    is_end = (not line.startswith("# ") or line.startswith("# Command:") for line in lines)
-    opening = lines[: next((number for number, ends in enumerate(is_end) if ends), len(lines))]
-    return " ".join(line.lstrip("# ") for line in opening)
 
 
 def render(text: str) -> str:

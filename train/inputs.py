@@ -11,7 +11,8 @@ import torch
 from train.columns import SampleColumns
 from train.loader import Batch
 from train.model import KEPT_PATCHES, ImageTextModel
-from train.request import Ids, Present, Request, wanted_texts, wanted_views
+from train.rates import DrawRates
+from train.request import Ids, Present, Rate, Request, wanted_texts, wanted_views
 from train.sampler import Indices
 
 # BERT's rates, as DeCLIP takes them: tokens to predict; of those, shown as the mask, and as some other token.
@@ -36,8 +37,15 @@ class InputMaker:
     """Turns batches into inputs; a value, safe to use from a thread beside the training."""
 
     def __init__(
-        self, model: ImageTextModel, requests: Sequence[Request], columns: SampleColumns, device: torch.device
+        self,
+        model: ImageTextModel,
+        requests: Sequence[Request],
+        columns: SampleColumns,
+        device: torch.device,
+        rates: DrawRates | None = None,
     ) -> None:
+        """`rates` answers a request for a `Rate`."""
+        self._rates = rates
         self._model = model
         self._requests = requests
         self._columns = columns
@@ -53,6 +61,9 @@ class InputMaker:
         tokens, found = self._tokenize(batch)
         asked = {request.key for request in self._requests}
         fields |= {key: value for key, value in found.items() if key in asked}
+        if Rate().key in asked:
+            assert self._rates is not None, "the trainer gives rates where a loss asks for them"
+            fields[Rate().key] = torch.from_numpy(self._rates.take(batch.epoch, batch.indices))
         return Inputs(towers=self._move(towers | tokens), fields=self._move(fields), indices=batch.indices)
 
     def _move(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

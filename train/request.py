@@ -146,7 +146,17 @@ class Column:
         return f"column_{self.name}_{self.kind}" + (f"_{self.min_count}" if self.min_count > 1 else "")
 
 
-Request = View | Text | Pooled | Patches | Tokens | Ids | Present | Teacher | Column
+@dataclass(frozen=True)
+class Rate:
+    """How often a sample is drawn in this epoch, as a multiple of an even draw among all samples with a weight: float32 (n,), above 0."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the inputs."""
+        return "rate"
+
+
+Request = View | Text | Pooled | Patches | Tokens | Ids | Present | Teacher | Column | Rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,10 @@ class RunSchedule:
         self._descriptions.pop(epoch - _KEPT_DESCRIPTIONS, None)
         return found
 
+    def weights(self, epoch: int) -> Weights:
+        """Return the weights that an epoch is drawn by; its batches have been made."""
+        return self._schedule.weights(epoch)
+
     def describe(self, step: int) -> dict[str, float]:
         """Return what `metrics.jsonl` says of the epoch that the update number `step` (from 1) was in; its batches have been made."""
         return self._descriptions[(step - 1) // self.shape.num_steps]

@@ -44,6 +44,7 @@ from train.optim import (
     set_learning_rate,
     training_tensors,
 )
+from train.rates import DrawRates, check_rates
 from train.request import Column, tower_requests, wanted_columns, wanted_texts, wanted_views
 from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
@@ -98,6 +99,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     data = _open_dataset(dataset, config, objective, world)
     columns = open_columns(data, wanted_columns(objective.needs), config.columns)
     data = data.with_identity(columns.digest)
+    check_rates(config, objective.needs)
     schedule = RunSchedule(data, config, config.sampling, run, world) if config.sampling else None
     data = data.with_identity(schedule.digest) if schedule else data
     last = _find_last(run, data, config)
@@ -167,7 +169,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.enter_context(loader)
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
-        maker = InputMaker(model, objective.needs, columns, world.device)
+        rates = DrawRates(schedule.weights if schedule else lambda _: data.weights)
+        maker = InputMaker(model, objective.needs, columns, world.device, rates)
         batches = stack.enter_context(closing(follow_epochs(loader, maker, schedule, model, sample_losses, step)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:

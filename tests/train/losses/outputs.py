@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from train.distributed import World
 from train.loss import Objective, Outputs
-from train.request import Column, Ids, Patches, Pooled, Present, Request, Shape, Teacher, Text, Tokens, View
+from train.request import Column, Ids, Patches, Pooled, Present, Rate, Request, Shape, Teacher, Text, Tokens, View
 
 WIDTH, IMAGE_WIDTH, TEXT_WIDTH = 8, 12, 10
 POSITIONS, LENGTH, VOCABULARY, LABELS, LIST = 5, 6, 20, 4, 3
@@ -45,6 +45,8 @@ def make_tensor(request: Request, count: int) -> torch.Tensor:
             return ids.masked_fill(torch.arange(LENGTH) >= ends, -1)
         case Present():
             return torch.rand(*texts(request.text), generator=generator) < 0.8
+        case Rate():
+            return 0.05 + 2 * torch.rand(count, generator=generator)
         case Column():
             return _column(request, count, generator)
 
