@@ -200,8 +200,10 @@ def test_every_shipped_recipe_dry_runs(
 ) -> None:
     (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1/a.jpg,a\n")
     lacking = [parameter for parameter, value in load_recipe(name).parameters.items() if value is None]
-    files = dict.fromkeys(("model", "captioner", "llm", "rewriter"), "tiny")  # a dry run loads none of them
+    models_named = ("model", "captioner", "llm", "rewriter", "teacher", "network", "image_tower", "text_tower")
+    files = dict.fromkeys(models_named, "tiny")  # a dry run loads none of them
     files |= {"targets": "targets.npy", "metadata": "entries.txt", "wordnet": "wordnet", "synsets": "synsets.txt"}
+    files |= {"names": "entries.txt", "labels": "entries.txt", "concepts": "concepts.parquet", "losses": "run"}
     monkeypatch.chdir(models)
     given = [f"parameters.{parameter}={files[parameter]}" for parameter in lacking]
     recipe = load_recipe(name, given).with_input([str(tmp_path / "list.csv")])
