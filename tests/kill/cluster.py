@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ class Cluster:
         self._cpus = cpus
         self._port, self._jobs_port = free_port(), free_port()
         self._environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        self._submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self._jobs_port}", "--"]
         self.nodes: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> "Cluster":
@@ -39,6 +41,7 @@ class Cluster:
             ])
             for _ in range(self._num_workers):
                 self.add_node()
+            self._wait_for_agent()
         except BaseException:
             self.close()
             raise
@@ -55,10 +58,9 @@ class Cluster:
 
     def submit(self, arguments: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
         """Submit `winnow ARGUMENTS` as a job; the process follows its output and ends with it."""
-        command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self._jobs_port}", "--"]
         with log.open("ab") as file:
             return subprocess.Popen(
-                [*command, sys.executable, "-m", "pipelines.cli", *arguments],
+                [*self._submit, sys.executable, "-m", "pipelines.cli", *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
@@ -85,6 +87,16 @@ class Cluster:
             reap(alive)
             if node.stdout:
                 node.stdout.close()
+
+    def _wait_for_agent(self) -> None:
+        """Wait until the head takes jobs, which is some seconds after it says that it runs."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            found = subprocess.run([*self._submit, "true"], capture_output=True, text=True, env=self._environment)
+            if found.returncode == 0:
+                return
+            assert time.monotonic() < deadline, f"no job was taken:\n{found.stdout[-2000:]}{found.stderr[-2000:]}"
+            time.sleep(1)
 
     def _start_node(self, options: Sequence[str]) -> None:
         number = len(self.nodes)
