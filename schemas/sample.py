@@ -11,6 +11,8 @@ import pyarrow as pa
 STATUS_SUCCESS = "success"
 STATUS_FAILED_DOWNLOAD = "failed_to_download"
 STATUS_FAILED_RESIZE = "failed_to_resize"
+# Taken down by `winnow forget`: the row has its uid and nothing else.
+STATUS_FORGOTTEN = "forgotten"
 
 # Names img2dataset keeps for itself; an extra column of the input may not use them.
 RESERVED_COLUMNS = frozenset([
@@ -81,7 +83,8 @@ def sample_schema(extra: Sequence[pa.Field] = ()) -> pa.Schema:
 def shard_digest(table: pa.Table) -> str:
     """Return the content identity of a shard: sha256 over every row's uid, url, caption, status and image digest, in order.
 
-    It changes when `winnow retry` turns a failure into a success, which makes that shard's annotations stale, and with nothing else.
+    It changes when `winnow retry` turns a failure into a success, which makes that shard's annotations stale, and with nothing else:
+    `winnow forget` empties rows, of the shard and of what was computed from it alike, and leaves the identity as it is.
     """
     digest = hashlib.sha256()
     for name in ("uid", "url", "caption", "status", "sha256"):
