@@ -1,0 +1,188 @@
+"""Which rows to show for each rule: kept, dropped, borderline and any at random; drawn by a hash of the uid, so the same every time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipelines.report.facts import FACTS, Facts, Measure, describe_rule, is_download
+from pipelines.report.threshold import Threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Rows under a heading: their positions in the pool, and the measures whose values stand beside them."""
+
+    title: str
+    note: str
+    kind: str  # kept, dropped, near or calm: its colour
+    positions: tuple[int, ...]
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleGalleries:
+    """A rule with its galleries; `has_threshold` is false where it compares nothing with a number."""
+
+    rule: str
+    sql: str
+    num_failing: int
+    galleries: tuple[Gallery, ...]
+    has_threshold: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draw:
+    """Rows to draw: a SQL condition, an order, and the gallery they go to."""
+
+    rule: str
+    title: str
+    note: str
+    kind: str
+    condition: str
+    order: str
+    num_rows: int
+    measures: tuple[Measure, ...] = ()
+
+
+# Rows of the drawn shards come first: each tar that has to be opened costs time.
+_AT_RANDOM = "(remote, hash)"
+# Or galleries of any rows and of kept ones would show the same.
+_AT_RANDOM_OTHERWISE = "(remote, hash(hash))"
+
+
+def draw_overall(facts: Facts, num_rows: int) -> list[Gallery]:
+    """Return rows of the whole pool at random, and of those that the selection keeps, dropped rows and rows nearest to a drop."""
+    draws = [
+        _Draw(
+            rule="",
+            title="Any of the pool",
+            note="rows with a picture, at random",
+            kind="calm",
+            condition="ok",
+            order=_AT_RANDOM_OTHERWISE,
+            num_rows=num_rows,
+        )
+    ]
+    if facts.choice:
+        draws += [
+            _Draw(
+                rule="",
+                title="Kept",
+                note="by all rules",
+                kind="kept",
+                condition="kept",
+                order=_AT_RANDOM,
+                num_rows=num_rows,
+            ),
+            _Draw(
+                rule="",
+                title="Dropped",
+                note="by any rule",
+                kind="dropped",
+                condition="ok AND NOT kept",
+                order=_AT_RANDOM,
+                num_rows=num_rows,
+            ),
+        ]
+    return [gallery for _, gallery in _run(facts, draws)]
+
+
+def draw_rules(facts: Facts, num_rows: int) -> list[RuleGalleries]:
+    """Return the galleries of every rule that rows with a picture can fail."""
+    if facts.choice is None:
+        return []
+    rules = [rule for rule in facts.rules if not is_download(rule)]
+    draws = [draw for rule in rules for draw in _draws(facts, rule, num_rows)]
+    by_rule: dict[str, list[Gallery]] = {rule: [] for rule in rules}
+    for rule, gallery in _run(facts, draws):
+        by_rule[rule].append(gallery)
+    failing = {row["rule"]: int(row["num_failing"]) for row in facts.choice.content["funnel"]}
+    return [
+        RuleGalleries(
+            rule=rule,
+            sql=describe_rule(facts.choice, rule),
+            num_failing=failing[rule],
+            galleries=tuple(by_rule[rule]),
+            has_threshold=any(gallery.kind == "near" for gallery in by_rule[rule]),
+        )
+        for rule in rules
+    ]
+
+
+def _draws(facts: Facts, rule: str, num_rows: int) -> Iterator[_Draw]:
+    bit = facts.mask_of(rule)
+    passes, fails = f"ok AND mask & {bit} = 0", f"ok AND mask & {bit} <> 0"
+    # The rows that no earlier rule has dropped: what this rule decides on.
+    reached = f"mask & {bit - 1} = 0"
+    own = _own_measures(facts.measures, rule)
+    columns = tuple(measure for measure, _ in own)
+    yield _Draw(
+        rule=rule,
+        title="Dropped",
+        note="first by this rule, at random",
+        kind="dropped",
+        condition=f"{fails} AND {reached}",
+        order=_AT_RANDOM,
+        num_rows=num_rows,
+        measures=columns,
+    )
+    half = max(1, num_rows // 2 if len(own) == 1 else num_rows // (2 * max(1, len(own))))
+    for measure, threshold in own:
+        distance = f"(remote, abs({measure.column} - {threshold.value!r}::DOUBLE), hash)"
+        for side, condition in (("just dropped", fails), ("just kept by it", passes)):
+            yield _Draw(
+                rule=rule,
+                title=f"Borderline, {side}",
+                note=f"nearest to {measure.title} = {threshold.value:.6g}",
+                kind="near",
+                condition=f"{condition} AND {reached} AND {measure.column} IS NOT NULL",
+                order=distance,
+                num_rows=half,
+                measures=columns,
+            )
+    yield _Draw(
+        rule=rule,
+        title="Kept",
+        note="passes this rule and all before it, at random",
+        kind="kept",
+        condition=f"{passes} AND {reached}",
+        order=_AT_RANDOM,
+        num_rows=num_rows,
+        measures=columns,
+    )
+    yield _Draw(
+        rule=rule,
+        title="Any",
+        note="that come to this rule, at random",
+        kind="calm",
+        condition=f"ok AND {reached}",
+        order=_AT_RANDOM_OTHERWISE,
+        num_rows=num_rows,
+        measures=columns,
+    )
+
+
+def _own_measures(measures: tuple[Measure, ...], rule: str) -> list[tuple[Measure, Threshold]]:
+    """Return what a rule compares; at most three, for a rule of many comparisons would fill the page."""
+    found = [(each, threshold) for each in measures for threshold in each.thresholds if threshold.rule == rule]
+    return found[:3]
+
+
+def _run(facts: Facts, draws: list[_Draw]) -> Iterator[tuple[str, Gallery]]:
+    """Draw all in one pass over the table."""
+    if not draws:
+        return
+    columns = ", ".join(
+        f"min_by(rowid, {draw.order}, {draw.num_rows}) FILTER (WHERE {draw.condition})" for draw in draws
+    )
+    ((*found,),) = facts.query(f"SELECT {columns} FROM {FACTS}")
+    for draw, positions in zip(draws, found, strict=True):
+        yield (
+            draw.rule,
+            Gallery(
+                title=draw.title,
+                note=draw.note,
+                kind=draw.kind,
+                positions=tuple(positions or ()),
+                measures=draw.measures,
+            ),
+        )
