@@ -23,7 +23,7 @@ DOORS = {
     "ray": ("curate/executor.py", "curate/executor_llm.py", "train/launch.py"),
     "duckdb": ("curate/catalog.py",),
     "simplejpeg": ("curate/images.py", "train/loader.py"),
-    "PIL": ("curate/images.py", "train/loader.py", "pipelines/sheet.py", "pipelines/demo/"),
+    "PIL": ("curate/images.py", "train/loader.py", "pipelines/sheet.py", "pipelines/sweep_plot.py", "pipelines/demo/"),
     "faiss": ("curate/kmeans.py", "train/neighbours.py"),
     "HanTa": ("curate/parsing/tagger.py",),
     "spacy": ("curate/parsing/spacy_parser.py",),
@@ -33,7 +33,7 @@ DOORS = {
     "img2dataset": ("curate/fetch/",),
     "aiohttp": ("curate/fetch/", "pipelines/demo/"),
     "httpx": ("curate/models/engine_openai.py",),
-    "sqlite3": ("curate/models/answer_cache.py",),
+    "sqlite3": ("curate/models/answer_cache.py", "pipelines/export/energon.py"),
 }
 # OpenCV computes in more places than it decodes in.
 DECODERS = {"imdecode", "imdecodemulti", "imread", "imreadmulti"}

@@ -72,4 +72,4 @@ def _fraction(uids: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
     state = uids["f0"] * np.uint64(0x9E3779B97F4A7C15) + uids["f1"]
     state = (state ^ (state >> np.uint64(30))) * _MIX[0]
     state = (state ^ (state >> np.uint64(27))) * _MIX[1]
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray(((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53, np.float64)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 EXPORT_FILE = "export.json"
 _FORMAT = "winnow-export"
 _VERSION = 1
-_PARTS = "parts"
+PARTS = "parts"
 _SUFFIX = ".exporting"
 _CHUNK_BYTES = 8 << 20
 
@@ -78,7 +78,7 @@ class Target:
             canonical_json({"format": kind, "version": _VERSION, **identity}).encode()
         ).hexdigest()
         parent, _, name = self.store.root.rstrip("/").rpartition("/")
-        if not name or parent.endswith(":/"):
+        if not name or name.endswith(":") or parent.endswith(":/"):
             raise InputError(f"{out!r} cannot be exported to; give a folder of its own inside it")
         # The identity is in the name: what another export left half done is never mixed into this one.
         self.staging = Store(f"{parent}/.{name}.{self.identity[:12]}{_SUFFIX}")
@@ -86,6 +86,11 @@ class Target:
 
     def find(self) -> ExportReport | None:
         """Return the report of this export where it is there already and every byte is as written; raises InputError where another is."""
+        whole = self._read(self.staging)
+        # In an object store half of it may have been copied already.
+        if whole is not None and not (self.store.is_local and self._is_taken()):
+            self._finish(whole)
+            return self._report(whole, was_current=False)
         if not self._is_taken():
             return None
         content = self._read(self.store)
@@ -116,7 +121,7 @@ class Target:
         failed after every retry; the others stay done.
         """
         self.staging.remove_abandoned("")
-        done = set(self.staging.list_names(_PARTS, ".json"))
+        done = set(self.staging.list_names(PARTS, ".json"))
         missing = [part for part in parts if _record(part) not in done]
         failures: dict[str, str] = {}
         progress.start("export", sum(part.stop - part.start for part in missing), "samples")
@@ -134,7 +139,7 @@ class Target:
                 f"export: {len(failures)} of {len(parts)} parts failed; {first}: {failures[first]}", failures
             )
         results: list[dict[str, Any]] = [
-            json.loads(self.staging.read_bytes(f"{_PARTS}/{_record(part)}")) for part in parts
+            json.loads(self.staging.read_bytes(f"{PARTS}/{_record(part)}")) for part in parts
         ]
         for result in results:
             self._files |= result["files"]
@@ -165,18 +170,19 @@ class Target:
             "notes": dict(notes or {}),
             "files": {path: self._files[path] for path in sorted(self._files)},
         }
-        for record in self.staging.list_names(_PARTS):
-            self.staging.remove(f"{_PARTS}/{record}")
         self.staging.commit_json(EXPORT_FILE, content)
-        if self.staging.is_local:
-            (Path(self.staging.root) / _PARTS).rmdir()
-            Path(self.staging.root).rename(self.store.root)
-        else:
-            self._move([*content["files"], EXPORT_FILE])
+        self._finish(content)
         return self._report(content, was_current=False)
 
-    def _move(self, paths: Sequence[str]) -> None:
-        for path in paths:
+    def _finish(self, content: Mapping[str, Any]) -> None:
+        """Give a whole export its name."""
+        for record in self.staging.list_names(PARTS):
+            self.staging.remove(f"{PARTS}/{record}")
+        if self.staging.is_local:
+            shutil.rmtree(Path(self.staging.root) / PARTS, ignore_errors=True)
+            Path(self.staging.root).rename(self.store.root)
+            return
+        for path in [*content["files"], EXPORT_FILE]:
             _copy(self.staging.locate(path), self.store.locate(path))
         filesystem, folder = url_to_fs(self.staging.root)
         filesystem.rm(folder, recursive=True)
@@ -186,9 +192,7 @@ class Target:
             return False
         if self.store.is_local and not Path(self.store.root).is_dir():
             raise InputError(f"{self.store.root} is a file; give a folder as --out")
-        # Half of a move: the staging folder knows all of it.
-        is_moving = not self.store.is_local and self.staging.exists(EXPORT_FILE)
-        return bool(self.store.list_names("")) and not is_moving
+        return bool(self.store.list_names(""))
 
     @staticmethod
     def _read(store: Store) -> dict[str, Any] | None:
@@ -283,7 +287,7 @@ def write_single(out: str, write: Callable[[DigestingFile], None]) -> tuple[str,
 def _write_part(function: Callable[[Store, Part], dict[str, Any]], staging: Store, part: Part) -> None:
     result = function(staging, part)
     # After its files: a part with a record is whole.
-    staging.commit_json(f"{_PARTS}/{_record(part)}", result)
+    staging.commit_json(f"{PARTS}/{_record(part)}", result)
 
 
 def _record(part: Part) -> str:
