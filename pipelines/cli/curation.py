@@ -173,22 +173,31 @@ def select(
 @app.command()
 def sql(
     query: Annotated[
-        str, typer.Argument(help="One SELECT over `pool`, `samples` and the labels; DESCRIBE pool lists columns.")
+        str,
+        typer.Argument(
+            help="One SELECT over `pool`, `samples`, the labels, `ledger`, ...; DESCRIBE pool lists columns."
+        ),
     ],
     pool: PoolOption,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runs", metavar="DIR", help=f"Runs to ask about: a run, a folder of them, or an --out{REPEATABLE}"
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     parquet: Annotated[str, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file.")] = "",
 ) -> None:
-    """Ask in SQL over samples and annotations."""
-    from curate.catalog import Catalog
+    """Ask in SQL over samples, annotations, selections and runs. docs/sql.md lists the tables, and ten queries to begin with."""
+    from pipelines.query import open_tables
     from pipelines.render import tabulate_rows, write_csv, write_json, write_parquet
 
     if as_json + as_csv + bool(parquet) > 1:
         raise InputError("--json, --csv and --parquet exclude each other; give one")
     # A query may fail while its rows are fetched: those errors are the user's to read as well.
-    with Catalog(open_pool(pool)) as catalog, catalog.translate():
-        relation = catalog.sql(query)
+    with open_tables(pool, runs or []) as tables, tables.translate():
+        relation = tables.sql(query)
         if as_json:
             write_json(relation, sys.stdout)
         elif as_csv:
