@@ -17,6 +17,9 @@ from pipelines.browse.evaluator import Mask
 from schemas.errors import InputError
 
 NUM_BINS = 48
+# Values outside these quantiles do not stretch a scale to more than so many times what it would be without them.
+_TAILS = (0.002, 0.998)
+_STRETCH = 3.0
 # All columns together; the one not used for longest goes first.
 _MAX_BYTES = 1 << 30
 _INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"})
@@ -89,13 +92,18 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSummary:
-    """What a slider shows: the extent of the finite values and how many lie in each of the bins between."""
+    """What a slider shows: a scale and how many of the finite values lie in each of its bins.
+
+    The scale is the whole extent, or where a few values would stretch it, what 99.6 % of the rows need; what lies beyond counts in its ends.
+    """
 
     name: str
     is_integer: bool
     num_values: int  # neither null nor NaN nor infinite
     num_rows: int
-    low: float
+    least: float
+    most: float
+    low: float  # of the scale
     high: float
     bins: tuple[int, ...]
 
@@ -168,15 +176,28 @@ def _summarise(name: str, column: Column) -> ColumnSummary:
     if column.valid is not None:
         usable &= column.valid
     values = column.values[usable].astype(np.float64)
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    least, most = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    low, high = _scale(values, least, most)
     num_bins = min(NUM_BINS, int(high - low) + 1) if column.is_integer else NUM_BINS
-    counts = np.histogram(values, num_bins, (low, high))[0] if len(values) else np.zeros(0, np.int64)
+    counts = (
+        np.histogram(np.clip(values, low, high), num_bins, (low, high))[0] if len(values) else np.zeros(0, np.int64)
+    )
     return ColumnSummary(
         name=name,
         is_integer=column.is_integer,
         num_values=len(values),
         num_rows=len(column.values),
+        least=least,
+        most=most,
         low=low,
         high=high,
         bins=tuple(counts.tolist()),
     )
+
+
+def _scale(values: npt.NDArray[np.float64], least: float, most: float) -> tuple[float, float]:
+    """Return the ends of a slider's scale."""
+    if not len(values):
+        return least, most
+    low, high = (float(bound) for bound in np.quantile(values, _TAILS))
+    return (low, high) if low < high and most - least > _STRETCH * (high - low) else (least, most)

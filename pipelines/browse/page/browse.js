@@ -22,7 +22,9 @@ async function start() {
     return fail(error);
   }
   find("total").textContent = count(pool.num_rows);
-  if (!window.location.search.includes("selection=") && pool.selection) state.selection = pool.selection;
+  const asked = new URLSearchParams(window.location.search).get("selection") ?? pool.selection;
+  // A name means its newest folder, as it does for the server.
+  state.selection = pool.selections.findLast((folder) => folder === asked || folder.slice(0, -13) === asked) || asked;
   fillControls();
   await showState();
   write();
@@ -130,6 +132,8 @@ async function load({ isFirst = false, chosen = 0 } = {}) {
   } catch (error) {
     if (number !== loadNumber) return;
     show([], open);
+    find("found").textContent = "none";
+    find("pages").textContent = "";
     showEmpty("Nothing is shown: the query is wrong.");
     fail(error);
   } finally {

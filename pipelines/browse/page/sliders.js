@@ -5,6 +5,14 @@ import { columnName, count, drawing, element, request } from "./format.js";
 const STEPS = 1000;
 const HEIGHT = 36;
 
+// The label small above the column: together they are longer than the side bar is wide.
+function title(column) {
+  const name = columnName(column);
+  const place = name.indexOf(".");
+  const label = place < 0 ? null : element("span", { class: "soft small slider-label" }, name.slice(0, place));
+  return element("strong", { class: "mono wrap" }, label, name.slice(place + 1));
+}
+
 // `onMove` is called while a handle moves, `onSettle` when it is let go; both get the column's { low, high }.
 export class Slider {
   constructor(column, bounds, { onMove, onSettle, onRemove }) {
@@ -27,7 +35,7 @@ export class Slider {
       "fieldset",
       { class: "slider" },
       element("legend", { class: "visually-hidden" }, column),
-      element("div", { class: "row nowrap spread" }, element("strong", { class: "mono" }, columnName(column)), remove),
+      element("div", { class: "row nowrap spread" }, title(column), remove),
       element("div", { class: "track" }, this.chart, this.low, this.high),
       element("div", { class: "row nowrap spread" }, this.lowText, this.note, this.highText),
     );
@@ -48,7 +56,7 @@ export class Slider {
     this.drawHistogram();
     this.show();
     const nulls = found.num_rows - found.num_values;
-    this.note.textContent = nulls ? `${count(nulls)} without a value` : "";
+    this.note.textContent = nulls ? `${count(nulls)} null` : "";
   }
 
   // The handles and texts as the bounds say.
@@ -57,8 +65,8 @@ export class Slider {
     this.high.value = this.bounds.high === "" ? this.steps : this.place(Number(this.bounds.high));
     this.lowText.value = this.bounds.low;
     this.highText.value = this.bounds.high;
-    this.lowText.placeholder = this.format(this.found.low);
-    this.highText.placeholder = this.format(this.found.high);
+    this.lowText.placeholder = this.format(this.found.least);
+    this.highText.placeholder = this.format(this.found.most);
     this.colour();
   }
 
