@@ -165,7 +165,7 @@ class Catalog:
             everything = each.has_star and POOL in each.tables
             named = {part for names in each.columns for part in names[:-1]}
             # Under an alias of `pool` or of a subquery the owner is not told by the name.
-            bare = {part for names in each.columns if names[0] not in tables for part in names} - own
+            bare = {part for names in each.columns if len(names) == 1 or names[0] not in tables for part in names} - own
             for label, columns in self.label_columns.items():
                 if everything or label.lower() in named or not bare.isdisjoint(name.lower() for name in columns):
                     used.add(label)

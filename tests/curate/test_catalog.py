@@ -208,3 +208,12 @@ def test_the_first_rows_of_an_order_by_shard_or_row(tmp_path: Path) -> None:
     with Catalog(make_pool(tmp_path / "pool")) as catalog:
         query = "SELECT uid, row, url FROM samples WHERE shard = 1 ORDER BY row DESC LIMIT 2"
         assert [row for _, row, _ in catalog.sql(query).fetchall()] == [11, 10]
+
+
+def test_a_label_named_like_its_column_is_found_by_the_bare_name(tmp_path: Path) -> None:
+    """`winnow annotate clip_score` makes the label clip_score with the column clip_score."""
+    pool = make_pool(tmp_path / "pool", num_shards=1)
+    annotate_shard(pool, 0, "clip_score", {"clip_score": [row / 100 for row in range(12)]}, SCORE)
+    with Catalog(pool) as catalog:
+        assert catalog.sql("SELECT count(*) FROM pool WHERE clip_score >= 0.05").fetchall() == [(7,)]
+        assert catalog.used_labels([catalog.parse("clip_score > 0.3")]) == ["clip_score"]
