@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from schemas.errors import InputError
 from schemas.selection import DOWNLOADED_RULE, LIMIT_RULE, MIX_RULE, PER_GROUP_RULE, TOP_RULE
@@ -193,3 +194,17 @@ class Selection:
             "captions": [[name, share] for name, share in self.mixture().items()],
             "seed": self.seed,
         }
+
+
+def read_selection(content: Mapping[str, Any]) -> Selection:
+    """Return the selection whose `settings` a selection.json holds."""
+    kinds = {"top": Top, "per_group": PerGroup, "mix": Mix, "limit": Limit}
+    cuts: dict[str, Any] = {name: kind(**content[name]) for name, kind in kinds.items() if content.get(name)}
+    return Selection(
+        name=content["name"],
+        rules=dict(content["rules"]),
+        weight=content["weight"],
+        captions=dict(content["captions"]),
+        seed=content["seed"],
+        **cuts,
+    )

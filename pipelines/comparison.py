@@ -109,7 +109,7 @@ def format_markdown(comparison: Comparison) -> str:
         f"| --- | --- |{' ---: |' * len(arms)}",
     ]
     scores = comparison.scores()
-    for data, metric in _main_metrics(scores):
+    for data, metric in main_metrics(scores):
         shown = [_format_score(scores[data, metric][arm], is_first=arm == arms[0]) for arm in arms]
         lines.append(f"| {_cell(data)} | {_cell(metric)} | {' | '.join(shown)} |")
     lines += ["", "## What the arms differ in", ""]
@@ -140,7 +140,7 @@ def _score(values: Sequence[float], base: Sequence[float]) -> Score:
     )
 
 
-def _main_metrics(scores: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
+def main_metrics(scores: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
     """Return the metrics that the table and the plot show: DataComp's of its tasks, the averages, and a few of any other set."""
     chosen = []
     for data, metric in scores:
@@ -178,5 +178,5 @@ def _panels(comparison: Comparison) -> list[Panel]:
     scores = comparison.scores()
     return [
         Panel(title=f"{data} {metric}", rows={arm: score.values for arm, score in scores[data, metric].items()})
-        for data, metric in _main_metrics(scores)
+        for data, metric in main_metrics(scores)
     ]

@@ -39,7 +39,7 @@ def draw_dots(panels: Sequence[Panel]) -> str:
 
 
 def _draw_panel(panel: Panel, top: int) -> list[str]:
-    low, step, high = _axis([value for values in panel.rows.values() for value in values])
+    low, step, high = make_axis([value for values in panel.rows.values() for value in values])
     left = _LABEL_WIDTH + _MARGIN
 
     def place(value: float) -> str:
@@ -69,7 +69,7 @@ def _draw_panel(panel: Panel, top: int) -> list[str]:
     return parts
 
 
-def _axis(values: Sequence[float]) -> tuple[float, float, float]:
+def make_axis(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the ends of an axis around some values, and the step of its ticks: 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     spread = high - low or abs(high) or 1.0

@@ -45,14 +45,14 @@ def draw(sections: Mapping[str, Sequence[Example]], *, per_row: int = 10) -> byt
     title, small = ImageFont.load_default(15), ImageFont.load_default(10)
     top = 0
     for (heading, examples), height in zip(sections.items(), heights, strict=True):
-        pen.text((_MARGIN, top + 4), _to_ascii(heading), fill=_INK, font=title)
+        pen.text((_MARGIN, top + 4), to_ascii(heading), fill=_INK, font=title)
         for number, example in enumerate(examples):
             left = _MARGIN + number % per_row * (_TILE + _MARGIN)
             above = top + _TITLE_HEIGHT + number // per_row * (_TILE + _TEXT_HEIGHT)
             sheet.paste(_tile(files.get(_place(example), b"")), (left, above))
             below = above + _TILE + 2
-            lines = textwrap.wrap(_to_ascii(example.caption), _LETTERS_PER_LINE)[:_LINES_OF_CAPTION] or ["(no caption)"]
-            pen.text((left, below), _to_ascii(example.note)[:_LETTERS_PER_LINE], fill=_GREY, font=small)
+            lines = textwrap.wrap(to_ascii(example.caption), _LETTERS_PER_LINE)[:_LINES_OF_CAPTION] or ["(no caption)"]
+            pen.text((left, below), to_ascii(example.note)[:_LETTERS_PER_LINE], fill=_GREY, font=small)
             pen.multiline_text((left, below + _NOTE_HEIGHT), "\n".join(lines), fill=_INK, font=small, spacing=1)
         top += height
     buffer = io.BytesIO()
@@ -158,7 +158,8 @@ def _tile(data: bytes) -> Image.Image:
     return tile
 
 
-def _to_ascii(text: str) -> str:
+def to_ascii(text: str) -> str:
+    """Return text in the letters that the font has: accents are dropped, and so are other scripts."""
     # The one font that Pillow brings along has no accents.
     plain = text.replace("ß", "ss").replace("œ", "oe").replace("Œ", "Oe")
     return unicodedata.normalize("NFKD", plain).encode("ascii", "ignore").decode()

@@ -90,6 +90,14 @@ def choose_selection(name: str, flags: SelectionFlags, recipe: str, overrides: S
     return _read_selection(name, flags)
 
 
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Return the numbers of `0,1,2`."""
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--seeds {text!r} is not N,N,...") from error
+
+
 def _read_selection(name: str, flags: SelectionFlags) -> "Selection":
     from curate.selection import Limit, PerGroup, Selection, Top
 

@@ -17,7 +17,7 @@ from pipelines.cli.app import (
     show,
     show_json,
 )
-from schemas.errors import InputError
+from pipelines.cli.flags import read_seeds
 
 EvaluationData = Annotated[
     list[str],
@@ -160,6 +160,7 @@ def run_recipe(
 ) -> None:
     """Run what a recipe lacks. Stages: download, annotate, select, build, train, evaluate; finished ones cost nothing."""
     from pipelines.recipe import load_recipe
+    from pipelines.report.report import report_command
     from pipelines.run import plan, run
 
     loaded = load_recipe(recipe, overrides or [])
@@ -170,7 +171,9 @@ def run_recipe(
             typer.echo(f"{step.stage}: {step.text}")
         return
     with make_executor(address, num_workers) as executor:
-        run(loaded, pool, out, executor=executor, progress=make_progress(), say=show)
+        left = run(loaded, pool, out, executor=executor, progress=make_progress(), say=show)
+    command = report_command(pool, selection=left.selection, dataset=left.dataset, run=left.run)
+    typer.echo(f"to see it: {command}")
 
 
 @app.command()
@@ -213,7 +216,7 @@ def compare(
         overrides=tuple(overrides or ()),
         recipe=recipe,
         data=tuple(data or ()),
-        seeds=_read_seeds(seeds),
+        seeds=read_seeds(seeds),
         samples_seen=samples_seen,
     )
     with make_executor(address, num_workers) as executor:
@@ -272,10 +275,3 @@ def demo_models(
     show_json(asdict(report)) if as_json else show(tabulate_text_models(report))
     if not as_json:
         typer.echo(folder)
-
-
-def _read_seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError as error:
-        raise InputError(f"--seeds {text!r} is not N,N,...") from error

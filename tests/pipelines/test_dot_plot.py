@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pipelines.dot_plot import Panel, _axis, draw_dots
+from pipelines.dot_plot import Panel, make_axis, draw_dots
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,5 +37,5 @@ def test_every_value_is_a_dot_at_its_place() -> None:
     ],
 )
 def test_axes_have_round_ends(values: list[float], axis: tuple[float, float, float]) -> None:
-    assert _axis(values) == pytest.approx(axis)
+    assert make_axis(values) == pytest.approx(axis)
     assert axis[0] <= min(values) <= max(values) <= axis[2]

@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
+    "sweep": "--pool CONDITIONS --rule --top --top-of --recipe --selection --set --name --by --mean --plot --table --train --samples-seen --seeds --data --out --address --num-workers --json",
     "compare": "SOURCES --out --vary --set --recipe --data --seeds --samples-seen --pool --address --num-workers --json",
     "export datacomp": "SOURCE --out --pool --num-samples --weights --json",
     "export energon": "SOURCE --out --shard-size --val-shards --num-samples --weights --address --num-workers --json",
