@@ -25,6 +25,8 @@ from pipelines.demo.server import PREFERRED_PORT, listen, serve
 from pipelines.demo.sheet import draw_sheet
 from pipelines.demo.web import SITE_FILE, TRUSTED_FILE, URLS_FILE, WebConfig, make_web
 from pipelines.recipe import EvaluateSection, OperatorCall, Recipe, load_recipe
+from pipelines.report.report import ReportConfig
+from pipelines.report.report import report as write_page
 from pipelines.run import RunReport, run
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.json"
 SHEET_FILE = "examples.png"
 CURVE_FILE = "mismatched.png"
+PAGE_FILE = "report.html"
 _SETTINGS_FILE = "web/settings.json"
 # Small enough to be quick, large enough that a recall of one point is three pictures.
 _SCORE = "trusted.clip_score"  # the filtering network's, as the recipe `demo` labels it
@@ -59,6 +62,7 @@ class DemoReport:
     report_file: str
     sheet_file: str
     curve_file: str
+    page_file: str  # what `winnow report` makes of it
 
 
 def demo(
@@ -149,6 +153,7 @@ class _Demo:
         mismatches = mismatch_curve(truth, ledger, scores)
         with self._folder.commit(CURVE_FILE) as file:
             file.write(draw_curve(mismatches))
+        self._write_page(pool, selections["curated"], reports)
         report = DemoReport(
             out=self._folder.root,
             selection=selections["curated"],
@@ -161,9 +166,19 @@ class _Demo:
             report_file=self._folder.locate(REPORT_FILE),
             sheet_file=self._folder.locate(SHEET_FILE),
             curve_file=self._folder.locate(CURVE_FILE),
+            page_file=self._folder.locate(PAGE_FILE),
         )
         self._folder.commit_json(REPORT_FILE, describe_demo(report))
         return report
+
+    def _write_page(self, pool: Pool, selection: SelectReport, reports: Mapping[str, RunReport]) -> None:
+        """Write the page about the pool, the curated selection, and the three datasets and models."""
+        config = ReportConfig(
+            selection=selection.folder,
+            datasets=tuple(report.dataset for report in reports.values()),
+            runs=tuple(report.run for report in reports.values()),
+        )
+        write_page(pool, self._folder.locate(PAGE_FILE), config)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

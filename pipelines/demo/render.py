@@ -46,6 +46,7 @@ def tabulate_demo(report: DemoReport) -> RenderableType:
         "\nThe models on held-back scenes, trained on as many samples each",
         _tabulate_evaluation(report),
         f"\n{total:,.0f} s: " + ", ".join(f"{part} {seconds:,.0f} s" for part, seconds in report.seconds.items()),
+        f"all of it as a page: {report.page_file}",
         f"examples: {report.sheet_file}",
         f"mismatched captions by score: {report.curve_file}",
         report.report_file,

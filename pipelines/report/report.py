@@ -1,5 +1,6 @@
 """Makes the report: sums by SQL, a bounded number of pictures, and one HTML file that needs nothing else."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +150,14 @@ def _write(out: str, content: dict[str, Any], album: Album, config: ReportConfig
         picture_bytes=album.num_bytes,
         num_left_out=album.num_left_out,
     )
+
+
+def report_command(pool: str, *, selection: str = "", dataset: str = "", run: str = "") -> str:
+    """Return the command line that makes the report of what a recipe left; empty where it has no such stage."""
+    parts = ["winnow", "report", "--pool", pool]
+    for flag, value in (("--selection", selection), ("--dataset", dataset), ("--run", run)):
+        parts += [flag, value] if value else []
+    return shlex.join(parts)
 
 
 def describe_report(summary: ReportSummary) -> str:

@@ -71,6 +71,9 @@ def test_the_report_can_be_read_and_shown(report: DemoReport) -> None:
     content = json.loads(Path(report.report_file).read_text())
     assert content["recall"] == report.comparison.recall
     assert {row["kind"] for row in content["faults"]} >= set(FAULTS)
+    page = Path(report.page_file).read_text(encoding="utf-8")
+    assert "Rule by rule" in page
+    assert page.count("data:image/webp;base64,") > 100
     with Image.open(report.sheet_file) as sheet:
         assert sheet.width > 1000
     with Image.open(report.curve_file) as curve:

@@ -25,7 +25,7 @@ _LANGUAGES = pa.schema([("language_code", pa.string()), ("language_probability",
 def hostile_rows(seed: int) -> list[Row]:
     """Return twelve rows as `tests.pool` draws them, with hostile captions, hosts and messages."""
     rows = make_rows(SIZE, seed=seed)
-    captions = {0: SCRIPT, 2: BREAKOUT, 8: "</dl></body>", 9: "\u202egnp.exe \ud83d\ude00 caf\u00e9 \x00\x07"}
+    captions = {0: SCRIPT, 2: BREAKOUT, 8: "</dl></body>", 9: "\u202egnp.exe \U0001f600 caf\u00e9 \x00\x07"}
     urls = {
         0: f"https://{HOST}/{seed}/a.jpg?x=1&y='\"<i>",
         2: f"javascript:alert({seed})",
@@ -55,7 +55,7 @@ def make_hostile_pool(root: Path, *, num_shards: int = 2) -> Pool:
         scores = [shard + row / 100 if has_picture[row] else None for row in rows]
         annotate_shard(pool, shard, LABEL, {COLUMN: scores, "clip_score": scores}, _SCORES)
         groups = {
-            "near_dedup_group": [f"<i>group{row % 2}" if row in {0, 2, 4, 6} else None for row in rows],
+            "near_dedup_group": [f"<i>group{row % 4}" if row in {0, 2, 4, 6} else None for row in rows],
             "is_near_duplicate": [has_picture[row] and row in {4, 6} for row in rows],
         }
         annotate_shard(pool, shard, "near", groups, _COPIES, operator="near_dedup")
