@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pipelines.dot_plot import Panel, make_axis, draw_dots
+from pipelines.dot_plot import Panel, draw_dots, make_axis
 
 SVG = "{http://www.w3.org/2000/svg}"
 
