@@ -5,13 +5,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from tests.kill.processes import descendants, kill, reap
 
-START_SECONDS = 120
+START_SECONDS = 300
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -24,12 +24,16 @@ class Cluster:
         assert job.wait() == 0
     """
 
-    def __init__(self, *, num_workers: int = 2, cpus: int = 2) -> None:
+    def __init__(self, *, num_workers: int = 2, cpus: int = 2, environment: Mapping[str, str] | None = None) -> None:
         """Each worker node has `cpus` logical CPUs; the head, which runs the drivers, has one."""
         self._num_workers = num_workers
         self._cpus = cpus
         self._port, self._jobs_port = free_port(), free_port()
-        self._environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        self._environment = {
+            **(environment or os.environ),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         self._submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self._jobs_port}", "--"]
         self.nodes: list[subprocess.Popen[str]] = []
 
