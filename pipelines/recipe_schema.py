@@ -4,6 +4,7 @@ It accepts what `load_recipe` accepts, but for two things that a schema of one f
 one it extends, and whether SQL is right.
 """
 
+import math
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -64,7 +65,9 @@ def _settings(schema: Schema) -> Schema:
 def _value(schema: Schema) -> Schema:
     """Return the schema of a value in the older dialect, with stand-ins where the value is no text."""
     found = {key: value for key, value in schema.items() if key != "title"}
-    if isinstance(found.get("default"), dict | list):
+    default = found.get("default")
+    # JSON has no infinity.
+    if isinstance(default, dict | list) or (isinstance(default, float) and not math.isfinite(default)):
         del found["default"]
     if "prefixItems" in found:
         found["items"] = [_value(item) for item in found.pop("prefixItems")]
@@ -157,7 +160,9 @@ def _operator(cls: type[Operator]) -> Schema:
 def _parameter(setting: Setting) -> Schema:
     schema = _value(_kind(setting.kind))
     described = {"description": setting.help} if setting.help else {}
-    plain = isinstance(setting.default, bool | int | float | str)
+    plain = isinstance(setting.default, bool | int | str) or (
+        isinstance(setting.default, float) and math.isfinite(setting.default)
+    )
     return {**schema, **described, **({"default": setting.default} if plain else {})}
 
 

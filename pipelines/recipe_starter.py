@@ -54,7 +54,7 @@ def write_starter(path: Path, bases: Sequence[str] = ()) -> list[Path]:
         raise InputError(f"{schema} exists and is not a schema that Winnow wrote; give another folder")
     text = starter(path, bases or (DEFAULT_BASE,))
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema.write_text(json.dumps(recipe_schema(), indent=1) + "\n", encoding="utf-8")
+    schema.write_text(json.dumps(recipe_schema(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     path.write_text(text, encoding="utf-8")
     return [path, schema]
 

@@ -17,7 +17,7 @@ def validator() -> Draft7Validator:
     schema = recipe_schema()
     Draft7Validator.check_schema(schema)
     assert schema["$schema"].startswith("http://json-schema.org/draft-07")
-    return Draft7Validator(json.loads(json.dumps(schema)))
+    return Draft7Validator(json.loads(json.dumps(schema, allow_nan=False)))  # NaN and Infinity are no JSON
 
 
 def errors(validator: Draft7Validator, text: str) -> list[str]:
