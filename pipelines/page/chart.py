@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-_WIDTH, _HEIGHT = 460, 190
+_WIDTH, _HEIGHT = 350, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 26, 24
 _NUM_TICKS = 4
 # Width of a letter of the threshold's label, to keep two of them apart.
@@ -68,7 +68,7 @@ def histogram(
 
 def curves(series: Sequence[Series], *, title: str, x_title: str) -> Markup:
     """Return one line per series over shared axes; at most six series have colours of their own."""
-    width, height, bottom = _WIDTH, 230, 40
+    width, height, bottom = _WIDTH, 210, 40
     xs = [x for each in series for x, _ in each.points]
     ys = [y for each in series for _, y in each.points]
     x_ticks, y_ticks = _ticks(0.0, max(xs) or 1.0), _ticks(min(ys), max(ys))
@@ -134,7 +134,7 @@ def _thresholds(thresholds: Sequence[Line], x: Scale) -> list[Markup]:
     ends = [-math.inf, -math.inf, -math.inf]
     for each in sorted(thresholds, key=lambda line: line.value):
         place = x(each.value)
-        words = each.label if len(each.label) <= 34 else f"{each.label[:31]}..."
+        words = each.label if len(each.label) <= 28 else f"{each.label[:25]}..."
         half = len(words) * _LETTER / 2
         middle = min(max(place, _LEFT + half), _WIDTH - _RIGHT - half)
         level = next((number for number, end in enumerate(ends) if middle - half > end + 4), len(ends) - 1)

@@ -10,7 +10,7 @@ from curate.images import OVERSAMPLING, ImageError, decode, encode, resize
 from curate.store import Pool
 from curate.tar import Member, index_tar
 from pipelines.page.words import value as format_value
-from pipelines.report.facts import FACTS, Facts
+from pipelines.report.facts import FACTS, MAX_RULES, Facts
 from schemas.sample import IMAGE_SUFFIXES
 
 _FORMAT = "webp"
@@ -82,7 +82,7 @@ def load_album(facts: Facts, positions: Iterable[int], limits: Limits) -> Album:
             album.num_pictures += num_uses[position]
             album.num_bytes += num_bytes
         _, kept, _, first, mask, weight, *numbers = rows[position]
-        failed = [rule for bit, rule in enumerate(facts.rules) if mask >> bit & 1]
+        failed = [rule for bit, rule in enumerate(facts.rules[:MAX_RULES]) if mask >> bit & 1]
         reason = facts.rules[first] if first is not None and facts.rules else ""
         width, height = texts["original_width"], texts["original_height"]
         album.shown[position] = Shown(

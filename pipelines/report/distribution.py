@@ -1,5 +1,6 @@
 """Histograms of the pool's numbers, the kept rows apart from the dropped, with the thresholds of the rules drawn in."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from pipelines.page.chart import Bin, Line, histogram
 from pipelines.report.facts import FACTS, Facts, Measure
 
 _NUM_BINS = 40
+# Fewer bars than this would be blocks.
+_FEW = 4
 # Rows that tell where the bulk of a column lies; drawn by hash.
 _SAMPLE_ROWS = 200_000
 _TAIL = 0.002
@@ -41,8 +44,9 @@ class _Axis:
 
 
 def draw_distributions(facts: Facts) -> list[Distribution]:
-    """Return a chart of every measure, over the rows with a picture; those that rules compare come first."""
-    return [_draw(facts, measure) for measure in facts.measures]
+    """Return a chart of every measure, over the rows with a picture; those that rules compare come first, those without values are left out."""
+    found = [_draw(facts, measure) for measure in facts.measures]
+    return [each for each in found if each.chart is not None or each.rules]
 
 
 def _draw(facts: Facts, measure: Measure) -> Distribution:
@@ -84,12 +88,19 @@ def _choose_axis(facts: Facts, measure: Measure, low: float, high: float, is_who
     )
     if start is None:  # values are so rare that the sample has none
         start, middle, end = low, low, high
-    values = [start, end, *(each.value for each in measure.thresholds)]
-    first, last = min(values), max(values)
-    is_log = first > 0 and middle > 0 and last / middle > _LOG_RATIO
+    thresholds = [each.value for each in measure.thresholds]
+    first, last = min(start, *thresholds, end), max(start, *thresholds, end)
+    is_log = low >= 0 and middle > 0 and last / middle > _LOG_RATIO and min(thresholds, default=1.0) > 0
+    if is_log and first <= 0:  # what is zero goes to the first bar
+        ((first,),) = facts.query(
+            f"SELECT quantile_disc({column}, 0.01) FROM {FACTS} WHERE ok AND {column} > 0 AND isfinite({column}){_sample(facts)}"
+        )
+        first = min(first, *thresholds, middle)
     if is_whole and not is_log and last - first < 1.5 * _NUM_BINS:
         # A bar for each whole number, in the middle of it.
-        first, last = int(first) - 0.5, int(last + 0.999) + 0.5
+        first, last = math.floor(first) - 0.5, math.ceil(last) + 0.5
+        if last - first < _FEW:
+            first, last = first - 2, last + 2
         return _Axis(low=first, high=last, num_bins=round(last - first), is_log=False)
     if first == last:
         pad = abs(first) / 10 or 0.5

@@ -30,8 +30,8 @@ _NUMERIC = ("FLOAT", "DOUBLE", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTIN
 _SAMPLE_MEASURES = ("original_width", "original_height")
 # Numbers that name things: a histogram of them says nothing.
 _NAMES = ("_id", "_ids", "_cluster", "_hash", "_group", "_index", "_seed", "_crc")
-# A rule is a bit.
-_MAX_RULES = 62
+# A rule is a bit of a BIGINT; a selection of more rules is shown without the galleries of the last ones.
+MAX_RULES = 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,15 +237,14 @@ class Facts:
         if self.choice is None:
             return None
         path = self.pool.locate(f"{self.choice.folder}/{LEDGER_FILE}")
-        rules = list(self.rules[:_MAX_RULES])
-        names = ", ".join(map(quote_text, rules))
+        names = ", ".join(map(quote_text, self.rules))
         bits = " | ".join(
             f"(CASE WHEN list_contains(failing_rules, {quote_text(rule)}) THEN {1 << bit}::BIGINT ELSE 0 END)"
-            for bit, rule in enumerate(rules)
+            for bit, rule in enumerate(self.rules[:MAX_RULES])
         )
         first = f"list_position([{names}], first_failing_rule)::INTEGER - 1"
         return (
-            f"SELECT CASE WHEN kept THEN 0 WHEN len(failing_rules) = 1 THEN 1::BIGINT << ({first}) ELSE {bits} END AS mask, "
+            f"SELECT CASE WHEN kept THEN 0 ELSE {bits} END AS mask, "
             f"{first} AS first, kept, weight::FLOAT AS weight, hash(uid) AS ledger_hash FROM read_parquet({quote_text(path)})"
         )
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from pipelines.report.facts import FACTS, Facts, Measure, describe_rule, is_download
+from pipelines.report.facts import FACTS, MAX_RULES, Facts, Measure, describe_rule, is_download
 from pipelines.report.threshold import Threshold
 
 
@@ -90,7 +91,7 @@ def draw_rules(facts: Facts, num_rows: int) -> list[RuleGalleries]:
     """Return the galleries of every rule that rows with a picture can fail."""
     if facts.choice is None:
         return []
-    rules = [rule for rule in facts.rules if not is_download(rule)]
+    rules = [rule for rule in facts.rules[:MAX_RULES] if not is_download(rule)]
     draws = [draw for rule in rules for draw in _draws(facts, rule, num_rows)]
     by_rule: dict[str, list[Gallery]] = {rule: [] for rule in rules}
     for rule, gallery in _run(facts, draws):
@@ -114,50 +115,41 @@ def _draws(facts: Facts, rule: str, num_rows: int) -> Iterator[_Draw]:
     # The rows that no earlier rule has dropped: what this rule decides on.
     reached = f"mask & {bit - 1} = 0"
     own = _own_measures(facts.measures, rule)
-    columns = tuple(measure for measure, _ in own)
-    yield _Draw(
-        rule=rule,
+    draw = partial(_Draw, rule=rule, measures=tuple(measure for measure, _ in own))
+    yield draw(
         title="Dropped",
         note="first by this rule, at random",
         kind="dropped",
         condition=f"{fails} AND {reached}",
         order=_AT_RANDOM,
         num_rows=num_rows,
-        measures=columns,
     )
-    half = max(1, num_rows // 2 if len(own) == 1 else num_rows // (2 * max(1, len(own))))
+    half = max(1, num_rows // (2 * max(1, len(own))))
     for measure, threshold in own:
-        distance = f"(remote, abs({measure.column} - {threshold.value!r}::DOUBLE), hash)"
         for side, condition in (("just dropped", fails), ("just kept by it", passes)):
-            yield _Draw(
-                rule=rule,
+            yield draw(
                 title=f"Borderline, {side}",
                 note=f"nearest to {measure.title} = {threshold.value:.6g}",
                 kind="near",
                 condition=f"{condition} AND {reached} AND {measure.column} IS NOT NULL",
-                order=distance,
+                order=f"(remote, abs({measure.column} - {threshold.value!r}::DOUBLE), hash)",
                 num_rows=half,
-                measures=columns,
             )
-    yield _Draw(
-        rule=rule,
+    yield draw(
         title="Kept",
         note="passes this rule and all before it, at random",
         kind="kept",
         condition=f"{passes} AND {reached}",
         order=_AT_RANDOM,
         num_rows=num_rows,
-        measures=columns,
     )
-    yield _Draw(
-        rule=rule,
+    yield draw(
         title="Any",
         note="that come to this rule, at random",
         kind="calm",
         condition=f"ok AND {reached}",
         order=_AT_RANDOM_OTHERWISE,
         num_rows=num_rows,
-        measures=columns,
     )
 
 

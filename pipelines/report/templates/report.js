@@ -32,8 +32,9 @@
       return copy;
     });
     const told = new Set(shown.map((line) => line.querySelector("dt").textContent));
-    const values = Object.entries(JSON.parse(tile.dataset.values)).filter(([column]) => !told.has(titles.get(column)));
-    facts.replaceChildren(...shown, ...values.map(([column, value]) => makeLine(titles.get(column), value)));
+    const values = JSON.parse(tile.dataset.values);
+    const others = [...titles].filter(([column, title]) => column in values && !told.has(title));
+    facts.replaceChildren(...shown, ...others.map(([column, title]) => makeLine(title, values[column])));
     viewer.querySelector("[data-place]").textContent = `${place + 1} of ${row.length}`;
     before.disabled = after.disabled = row.length < 2;
   };
