@@ -66,15 +66,15 @@ def _find(facts: Facts, column: str, num_rows: int) -> CopyGroups:
         )
     ]
     members = (
-        f"SELECT member_of, f.rowid AS position, f.kept AS kept, f.hash AS hash FROM report_members m JOIN {FACTS} f "
+        f"SELECT member_of, f.rowid AS position, f.kept AS kept, f.remote AS remote, f.hash AS hash FROM report_members m JOIN {FACTS} f "
         "ON m.shard = f.shard AND m.row = f.row"
     )
     ((num_kept,),) = facts.query(
         f"SELECT count_if(kept) FROM ({members}) WHERE member_of IN (SELECT member_of FROM report_groups)"
     )
-    # The row that is kept stands first.
+    # The row that is kept stands first, then those whose tars are opened anyway.
     rows = facts.query(
-        f"SELECT member_of, count(*), count_if(kept), min_by(position, (NOT kept, hash), {num_rows}) FROM ({members}) "
+        f"SELECT member_of, count(*), count_if(kept), min_by(position, (NOT kept, remote, hash), {num_rows}) FROM ({members}) "
         f"WHERE member_of IN ({', '.join(map(str, chosen))}) GROUP BY member_of"
     )
     by_name = {name: Group(num_rows=count, num_kept=kept, positions=tuple(found)) for name, count, kept, found in rows}

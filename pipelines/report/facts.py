@@ -70,7 +70,8 @@ class Facts:
     ) -> None:
         """Read the pool's headers; raises InputError where the selection is of another state of the pool."""
         self.pool, self.choice = pool, choice
-        self.catalog = Catalog(pool, memory_limit=memory_limit, threads=threads)
+        # Sandboxed: a pool from elsewhere brings SQL of its own in its selections.
+        self.catalog = Catalog(pool, memory_limit=memory_limit, threads=threads, sandboxed=True)
         self.notes: list[str] = []
         self.num_undrawn = 0  # columns of numbers beyond `MAX_MEASURES`
         self.starts: list[int] = []

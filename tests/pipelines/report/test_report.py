@@ -276,3 +276,18 @@ def test_the_command_line_writes_the_page(pool: Pool, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["report", "--pool", str(tmp_path / "nowhere")])
     assert wrong.exit_code == 2
     assert "no shards in" in wrong.output
+
+
+def test_sql_of_a_foreign_pool_reads_no_other_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("x" * 77)
+    pool = make_hostile_pool(tmp_path / "pool", num_shards=1)
+    path = f"{select_from(pool)}/selection.json"
+    content = json.loads(pool.read_bytes(path))
+    content["rules"][0][1] = f"language_probability > (SELECT length(content) FROM read_text('{secret}'))"
+    content["top"]["by"] = f"(SELECT length(content) FROM read_text('{secret}')) + row"
+    pool.commit_json(path, content)
+    page, text = write(pool, tmp_path / "page.html")
+    thresholds = [own for own in page.attributes("line") if own.get("class") == "threshold"]
+    assert len(thresholds) == 1  # of the one rule that reads the pool alone
+    assert "x" * 77 not in text
