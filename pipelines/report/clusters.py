@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.report.facts import FACTS, Facts
+from pipelines.report.facts import FACTS, Facts, unquote
 
 NUM_LARGEST, NUM_CHANGED = 4, 4
 
@@ -58,7 +58,7 @@ def draw_clusters(facts: Facts, num_rows: int) -> Clusters | None:
     counts = {number: (rows, kept) for number, rows, kept in counted}
     total = sum(rows for rows, _ in counts.values())
     return Clusters(
-        column=facts.cluster[0].replace('"', ""),
+        column=unquote(facts.cluster[0]),
         num_clusters=len(counted),
         num_empty=sum(kept == 0 for _, kept in counts.values()),
         kept_share=sum(kept for _, kept in counts.values()) / total,

@@ -33,18 +33,18 @@ class CopyGroups:
 
 def find_copies(facts: Facts, num_rows: int) -> list[CopyGroups]:
     """Return the groups of every `*_group` column of text, up to `num_rows` rows of each group shown; columns without groups are left out."""
-    return [found for column in _columns(facts) for found in [_find(facts, column, num_rows)] if found.num_groups]
+    return [found for place in _columns(facts) for found in [_find(facts, *place, num_rows)] if found.num_groups]
 
 
-def _columns(facts: Facts) -> Iterator[str]:
+def _columns(facts: Facts) -> Iterator[tuple[str, str]]:
     for label, columns in facts.catalog.label_columns.items():
         for name in columns:
             if name.endswith(_SUFFIX) and facts.catalog.column_type(label, name) == "VARCHAR":
-                yield f"{quote_name(label)}.{quote_name(name)}"
+                yield label, name
 
 
-def _find(facts: Facts, column: str, num_rows: int) -> CopyGroups:
-    label = column.partition(".")[0].strip('"')
+def _find(facts: Facts, label: str, name: str, num_rows: int) -> CopyGroups:
+    column, title = f"{quote_name(label)}.{quote_name(name)}", f"{label}.{name}"
     # Rows of the pool's table and of the label lie in one order, so they are joined by their place.
     source = facts.catalog.source([label])
     facts.query(
@@ -57,7 +57,7 @@ def _find(facts: Facts, column: str, num_rows: int) -> CopyGroups:
     )
     ((num_groups, total),) = facts.query("SELECT count(*), coalesce(sum(num_rows), 0) FROM report_groups")
     if not num_groups:
-        return CopyGroups(column=_plain(column), num_groups=0, num_rows=0, num_kept=0, groups=())
+        return CopyGroups(column=title, num_groups=0, num_rows=0, num_kept=0, groups=())
     chosen = [
         name
         for (name,) in facts.query(
@@ -79,13 +79,9 @@ def _find(facts: Facts, column: str, num_rows: int) -> CopyGroups:
     )
     by_name = {name: Group(num_rows=count, num_kept=kept, positions=tuple(found)) for name, count, kept, found in rows}
     return CopyGroups(
-        column=_plain(column),
+        column=title,
         num_groups=num_groups,
         num_rows=int(total),
         num_kept=num_kept,
         groups=tuple(by_name[name] for name in dict.fromkeys(chosen)),
     )
-
-
-def _plain(column: str) -> str:
-    return column.replace('"', "")

@@ -105,10 +105,13 @@ def _choose_axis(facts: Facts, measure: Measure, low: float, high: float, is_who
     if first == last:
         pad = abs(first) / 10 or 0.5
         return _Axis(low=first - pad, high=last + pad, num_bins=_NUM_BINS, is_log=False)
-    if not is_log and measure.thresholds:
+    if thresholds:
         # Room on both sides of a threshold at the end.
-        pad = (last - first) / 30
-        first, last = first - pad * (first < start), last + pad * (last > end)
+        pad = (last / first) ** (1 / 30) if is_log else (last - first) / 30
+        if first == min(thresholds):
+            first = first / pad if is_log else first - pad
+        if last == max(thresholds):
+            last = last * pad if is_log else last + pad
     return _Axis(low=first, high=last, num_bins=_NUM_BINS, is_log=is_log)
 
 

@@ -6,6 +6,7 @@ of the pool is ever in Python but sums, and the few rows that are shown.
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ MAX_MEASURES = 24
 NUM_SHARDS = 32
 _NUMERIC = ("FLOAT", "DOUBLE", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _SAMPLE_MEASURES = ("original_width", "original_height")
+# A name in SQL as DuckDB spells it.
+_NAME = r'(?:"(?:[^"]|"")*"|\w+)'
 # Numbers that name things: a histogram of them says nothing.
 _NAMES = ("_id", "_ids", "_cluster", "_hash", "_group", "_index", "_seed", "_crc")
 # A rule is a bit of a BIGINT; a selection of more rules is shown without the galleries of the last ones.
@@ -126,7 +129,7 @@ class Facts:
         self.num_undrawn = max(0, len(wanted) - MAX_MEASURES)
         return tuple(
             Measure(
-                title=titles.get(expression, expression).replace('"', ""),
+                title=unquote(titles.get(expression, expression)),
                 expression=expression,
                 column=f"v{number}",
                 thresholds=tuple(by_expression.get(expression, ())),
@@ -167,11 +170,12 @@ class Facts:
 
     def _normalise(self, expression: str) -> str:
         """Spell a bare column with its table, so that a rule's column and the pool's are one."""
-        try:
-            table, column = self.catalog.resolve(expression.replace('"', ""))
-        except InputError:
+        parts = [unquote(part) for part in re.findall(_NAME, expression)]
+        if not re.fullmatch(rf"{_NAME}(?:\.{_NAME})?", expression):
             return expression
-        return f"{quote_name(table)}.{quote_name(column)}"
+        tables = {SAMPLES: self.catalog.sample_columns, **self.catalog.label_columns}
+        owners = [table for table, columns in tables.items() if parts[-1] in columns and parts[:-1] in ([], [table])]
+        return f"{quote_name(owners[0])}.{quote_name(parts[-1])}" if len(owners) == 1 else expression
 
     def _numbers(self) -> list[str]:
         found = [f'"{SAMPLES}".{quote_name(name)}' for name in _SAMPLE_MEASURES if name in self.catalog.sample_columns]
@@ -286,6 +290,11 @@ class Facts:
                     f"{label} lacks {len(missing)} of {len(self.catalog.shards)} shards, which count as without a value; "
                     f"complete it with: {self.catalog.annotate_command(label)}"
                 )
+
+
+def unquote(sql: str) -> str:
+    """Return SQL with quoted names as they are: for people, not for DuckDB."""
+    return re.sub(r'"((?:[^"]|"")*)"', lambda match: match[1].replace('""', '"'), sql)
 
 
 def load_choice(pool: Pool, folder: str) -> Choice:

@@ -58,7 +58,7 @@ def make_hostile_pool(root: Path, *, num_shards: int = 2) -> Pool:
             "near_dedup_group": [f"<i>group{row % 4}" if row in {0, 2, 4, 6} else None for row in rows],
             "is_near_duplicate": [has_picture[row] and row in {4, 6} for row in rows],
         }
-        annotate_shard(pool, shard, "near", groups, _COPIES, operator="near_dedup")
+        annotate_shard(pool, shard, "near.<i>", groups, _COPIES, operator="near_dedup")
         clusters = {
             "cluster_id": [row % 3 if has_picture[row] else None for row in rows],
             "cluster_similarity": [0.5 if has_picture[row] else None for row in rows],

@@ -153,7 +153,7 @@ def test_text_is_legible(open_page: Open, address: str, scheme: str) -> None:  #
           };
           const found = [...document.querySelectorAll("main *, nav a, footer p")]
             .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()))
-            .filter((node) => node.offsetParent || node.ownerSVGElement)
+            .filter((node) => node.tagName !== "title" && (node.offsetParent || node.ownerSVGElement))
             .map((node) => {
               const style = getComputedStyle(node);
               const [a, b] = [light(parse(node.ownerSVGElement ? style.fill : style.color)), light(ground(node))];
