@@ -21,6 +21,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from schemas.annotation import AnnotationHeader
 from schemas.errors import InputError, StaleDatasetError
@@ -39,7 +40,8 @@ class Store:
     """A folder on a local disk or an fsspec URL (`s3://bucket/pool`); paths given to it are relative to its root, with `/`."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self._fs, path = fsspec.core.url_to_fs(os.fspath(root))
+        # A listing that is remembered does not know what other processes have committed since.
+        self._fs, path = fsspec.core.url_to_fs(os.fspath(root), use_listings_cache=False)
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root: str = str(Path(path).absolute()) if self.is_local else self._fs.unstrip_protocol(path)
         self._path = self.root if self.is_local else path
@@ -122,6 +124,9 @@ class Store:
             discard: Callable[[], None] | None = getattr(file, "discard", None)
             if discard is not None:
                 discard()
+            if isinstance(file, AbstractBufferedFile):
+                # What is open when it is collected is flushed, and nothing is left to flush.
+                file.closed = True
             raise
         file.close()
 
