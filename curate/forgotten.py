@@ -37,8 +37,10 @@ _FORMAT = "winnow-forgotten"
 _VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9]*")
-# What says which row it is, and where an import's picture lies until it is copied; everything else is emptied.
-_KEPT = frozenset(["uid", "num_occurrences", "pair", "source_file_", "source_row_"])
+# What says which row it is; everything else is emptied.
+PLANNED_COLUMNS = frozenset(["uid", "num_occurrences", "pair"])
+# And where an import's picture lies until it is copied.
+_UNFINISHED_COLUMNS = PLANNED_COLUMNS | {"source_file_", "source_row_"}
 _HOSTS = 65_536
 # More hosts than this and a pattern of them would be slower than looking at every URL.
 _MAX_HOSTS_IN_PATTERN = 64
@@ -144,8 +146,13 @@ def add_forgotten(pool: Pool, more: Forgotten) -> Forgotten:
     return together
 
 
-def bury(table: pa.Table, is_forgotten: npt.NDArray[np.bool_]) -> pa.Table:
-    """Return the rows of a shard or of a plan with the forgotten ones emptied: the row stays, with its uid, what it held does not."""
+def bury(
+    table: pa.Table, is_forgotten: npt.NDArray[np.bool_], keep: frozenset[str] = _UNFINISHED_COLUMNS
+) -> pa.Table:
+    """Return the rows of a shard or of a plan with the forgotten ones emptied: the row stays, with its uid, what it held does not.
+
+    `keep` names the columns that stay; of a shard that is finished these are PLANNED_COLUMNS.
+    """
     if not is_forgotten.any():
         return table
     hidden = pa.array(is_forgotten)
@@ -165,7 +172,7 @@ def bury(table: pa.Table, is_forgotten: npt.NDArray[np.bool_]) -> pa.Table:
             ]
             columns.append(pa.array(keys, pa.string()))
         else:
-            columns.append(values if field.name in _KEPT else emptied[field.name])
+            columns.append(values if field.name in keep else emptied[field.name])
     return pa.table(columns, schema=table.schema)
 
 

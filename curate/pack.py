@@ -330,7 +330,7 @@ def _read_shard(plan: PackPlan, selected: pa.Table, tar: BinaryIO) -> Iterator[_
     boxes = _read_boxes(plan, shard, table, places)
     texts = [column.name for column in table.schema if pa.types.is_string(column.type)]
     taken = table.select([*texts, *_JSON_NUMBERS]).take(pa.array(places)).to_pylist()
-    members = _index_members(tar)
+    members = index_members(tar)
     weights = selected["weight"].to_pylist()
     for index, (uid, row) in enumerate(zip(uids, taken, strict=True)):
         if row["uid"] != uid or row["status"] != STATUS_SUCCESS:
@@ -423,7 +423,7 @@ def _open_tar(pool: Pool, shard: int) -> Iterator[BinaryIO]:
             yield local
 
 
-def _index_members(tar: BinaryIO) -> dict[str, dict[str, tuple[Member, str]]]:
+def index_members(tar: BinaryIO) -> dict[str, dict[str, tuple[Member, str]]]:
     """Return the members by key (with its folder and without) and kind: image, json, txt; the first of each counts."""
     found: dict[str, dict[str, tuple[Member, str]]] = {}
     for member in index_tar(tar):

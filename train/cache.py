@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -35,6 +35,7 @@ UID_BYTES = 16
 _FORMAT = 1  # part of the folder's name: raise it when the files change
 _NUMBERS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "weight": np.float64}
 _READ_AHEAD = 8
+_REMOVED_SUFFIX = ".removed.staging"
 
 
 class SampleTable:
@@ -124,6 +125,29 @@ def open_table(index: DatasetIndex, locations: Sequence[str], columns: Sequence[
                 _remove_abandoned(target)
                 _make(index, locations, columns, target)
     return SampleTable(str(target), columns)
+
+
+def find_tables(cache: str, uids: Collection[str]) -> list[str]:
+    """Return the folders in a folder of mapped columns that hold any of the samples, and what a kill left of `remove_table`."""
+    wanted = np.array(sorted(bytes.fromhex(uid) for uid in uids), dtype=f"S{UID_BYTES}")
+    found = []
+    for path in sorted(Path(cache).glob("*/uid.npy")) if len(wanted) else ():
+        stored = np.load(path, mmap_mode="r").view(np.ndarray)
+        names = np.ascontiguousarray(stored).view(wanted.dtype)[:, 0] if len(stored) else wanted[:0]
+        if np.isin(wanted, names).any():
+            found.append(str(path.parent))
+    return [*found, *(str(path) for path in sorted(Path(cache).glob(f".*{_REMOVED_SUFFIX}")))]
+
+
+def remove_table(folder: str) -> None:
+    """Remove the mapped columns of a dataset: they are made again when it is opened. Processes that map them keep what they have."""
+    path = Path(folder)
+    if not path.name.endswith(_REMOVED_SUFFIX):
+        # Out of sight at once: half a folder must not look like a whole one.
+        target = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_REMOVED_SUFFIX}")
+        path.rename(target)
+        path = target
+    shutil.rmtree(path)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Dataset:
                     f"build it with `{name}: 0` in captions, or name another column in the loss's options"
                 )
         columns = dict.fromkeys([*mixture.columns, *further])
-        table = open_table(index, sidecars, tuple(columns), cache or _own_temporary_folder())
+        table = open_table(index, sidecars, tuple(columns), cache or own_temporary_folder())
         check_weights(table.weight)
         identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
         return cls(
@@ -165,7 +165,7 @@ def _locate(path: str) -> tuple[str, str]:
     return root, f"{root}/{INDEX_FILE}"
 
 
-def _own_temporary_folder() -> str:
+def own_temporary_folder() -> str:
     """Return this user's cache in the temporary folder; one that somebody else put there is not trusted."""
     folder = Path(tempfile.gettempdir()) / f"winnow-cache-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

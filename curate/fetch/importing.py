@@ -37,6 +37,7 @@ from curate.fetch.importing_tar import TarColumns, scan_tar
 from curate.fetch.ingest import FOLDER, PLAN_FILE, Plan, load_plans
 from curate.fetch.lists import UrlList
 from curate.fetch.merge import MergePlan, Merger
+from curate.forgotten import PLANNED_COLUMNS, bury, read_forgotten
 from curate.store import Pool, Store
 from schemas.errors import InputError, ShardError, WinnowError
 from schemas.progress import Progress
@@ -333,12 +334,16 @@ def _commit_in_place(pool: Pool, plan: Plan, shard: int) -> None:
     extra = [field for field in rows.schema if field.name not in own]
     schema = sample_schema(extra)
     table = pa.table([rows[name] for name in schema.names], schema=schema)
+    is_forgotten = read_forgotten(pool).find(table)
+    table = bury(table, is_forgotten)
     metadata = {
         SHARD_DIGEST_KEY: shard_digest(table).encode(),
         UID_DIGEST_KEY: digest_uids(table["uid"].to_pylist()).encode(),
         TAR_LOCATION_KEY: rows.schema.metadata[TAR_LOCATION_KEY],
     }
     pool.commit_table(pool.shard_parquet(shard), table.replace_schema_metadata(metadata))
+    if is_forgotten.any():
+        pool.commit_table(plan.rows_path(shard), bury(rows, is_forgotten, keep=PLANNED_COLUMNS))
 
 
 def _write_copy(pool: Pool, plan: Plan, root: str, shard: int) -> int:

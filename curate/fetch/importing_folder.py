@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,8 +31,10 @@ from curate.fetch.importing_rows import (
     split_captions,
 )
 from curate.fetch.lists import UrlList, infer_text_type
+from curate.fetch.refusal import REFUSED
 from curate.fetch.transform import Transformed, failed_download, transform
 from curate.fetch.writer import ShardCounts, build_table
+from curate.forgotten import PLANNED_COLUMNS, bury, read_forgotten
 from curate.images import probe
 from curate.store import Pool
 from curate.tar import TarWriter
@@ -154,13 +157,16 @@ def write_copies(pool: Pool, rows_path: str, root: str, shard: int, shard_size: 
     results: list[Transformed] = []
     suffixes: list[str] = []
     images = _read_images(Path(root), rows)
+    forgotten = read_forgotten(pool)
+    names = zip(rows["uid"].to_pylist(), rows["url"].to_pylist(), strict=True)
     # Pass one looks, pass two writes: the sizes in KEY.json come before the next picture, and no picture stays in memory.
-    for data in images:
+    for (uid, url), data in zip(names, images, strict=True):
         result = _check(data)
+        if url is None or forgotten.names(uid, url, result.sha256):
+            result = REFUSED
         results.append(result)
         suffixes.append(_suffix(data) if isinstance(data, bytes) and result.status == STATUS_SUCCESS else "")
-    rows = rows.drop_columns(["pair", "source_file_", "source_row_"])
-    table = build_table(shard, rows, results, shard_size)
+    table = build_table(shard, rows.drop_columns(["pair", "source_file_", "source_row_"]), results, shard_size)
     with pool.commit(f"shards/{shard_name(shard)}.tar") as file:
         writer = TarWriter(file)
         places = pool.read_table(rows_path, ["source_file_", "source_row_"])
@@ -174,6 +180,9 @@ def write_copies(pool: Pool, rows_path: str, root: str, shard: int, shard_size: 
     counts = ShardCounts.of(results)
     pool.commit_bytes(f"shards/{shard_name(shard)}_stats.json", _stats(results, counts, started))
     pool.commit_table(pool.shard_parquet(shard), table)
+    is_refused = np.array([result is REFUSED for result in results], dtype=bool)
+    if is_refused.any():
+        pool.commit_table(rows_path, bury(rows, is_refused, keep=PLANNED_COLUMNS))
     return counts
 
 

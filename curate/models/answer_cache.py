@@ -7,7 +7,7 @@ Failures are not kept. The file must lie on a local disk: SQLite's locks do not 
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, text TEXT NOT NULL, finish_reason TEXT NOT NULL, log_probability REAL,
     num_prompt_tokens INTEGER NOT NULL, num_new_tokens INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS samples (uid TEXT, key BLOB, PRIMARY KEY (uid, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spending (
     engine TEXT PRIMARY KEY, num_prompt_tokens INTEGER NOT NULL, num_new_tokens INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -72,8 +73,13 @@ class AnswerCache:
                 )
         return found
 
-    def put(self, engine: str, answers: Iterable[tuple[bytes, Answer]]) -> None:
-        """Keep answers, all or none of them, and note what they cost; of a failed one only the cost is noted."""
+    def put(
+        self, engine: str, answers: Iterable[tuple[bytes, Answer]], samples: Iterable[tuple[str, bytes]] = ()
+    ) -> None:
+        """Keep answers, all or none of them, and note what they cost; of a failed one only the cost is noted.
+
+        `samples` are uids with the keys of answers about them, which `find` goes by.
+        """
         rows, num_prompt, num_new = [], 0, 0
         for key, answer in answers:
             num_prompt, num_new = num_prompt + answer.num_prompt_tokens, num_new + answer.num_new_tokens
@@ -89,6 +95,7 @@ class AnswerCache:
                 self._connection.execute("BEGIN IMMEDIATE")
                 # The first answer stays: what was written from it must not change.
                 self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?)", list(samples))
                 self._connection.execute(_SPEND, (engine, num_prompt, num_new))
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
@@ -100,6 +107,40 @@ class AnswerCache:
         """Return the tokens of prompts, and of answers, that an engine was asked for since the folder was new."""
         rows = self._all("SELECT num_prompt_tokens, num_new_tokens FROM spending WHERE engine = ?", (engine,))
         return (int(rows[0][0]), int(rows[0][1])) if rows else (0, 0)
+
+    def find(self, uids: Collection[str], texts: Collection[str]) -> list[bytes]:
+        """Return the keys of the answers about samples, and of those that are one of the texts (blanks around them do not count).
+
+        A cache of an earlier release does not say what its answers are about: there the texts find them.
+        """
+        wanted = list(uids)
+        found: dict[bytes, None] = {}
+        for start in range(0, len(wanted), _KEYS_PER_QUERY):
+            part = wanted[start : start + _KEYS_PER_QUERY]
+            query = f"SELECT key FROM samples WHERE uid IN ({','.join('?' * len(part))})"
+            found |= dict.fromkeys(key for (key,) in self._all(query, part))
+        if texts:
+            query = "SELECT key, text FROM answers WHERE key NOT IN (SELECT key FROM samples)"
+            found |= dict.fromkeys(key for key, text in self._all(query, ()) if text.strip() in texts)
+        return list(found)
+
+    def forget(self, keys: Sequence[bytes]) -> bool:
+        """Remove answers so that no byte of them stays in the file; False where another process keeps the file's log from being emptied."""
+        values = [(key,) for key in keys]
+        with self._lock:
+            try:
+                # Removed rows are overwritten, not only unlinked.
+                self._connection.execute("PRAGMA secure_delete = ON")
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._connection.executemany("DELETE FROM answers WHERE key = ?", values)
+                self._connection.executemany("DELETE FROM samples WHERE key = ?", values)
+                self._connection.execute("COMMIT")
+                (is_busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise self._unusable(error) from error
+        return not is_busy
 
     def close(self) -> None:
         """Close the file."""
@@ -143,12 +184,16 @@ class CachedEngine(Engine):
         """Return an answer for every request; each new one is on disk before the next is looked at."""
         keys = request_keys(self._digest, requests, sampling)
         wanted = {key: request for key, request in zip(keys, requests, strict=True)}
+        samples: dict[bytes, set[str]] = {}
+        for key, request in zip(keys, requests, strict=True):
+            if request.sample:
+                samples.setdefault(key, set()).add(request.sample)
         known = self._cache.get(list(wanted))
         while len(known) < len(wanted):
             # Looked up again once it is claimed: an answer that came in between is on disk now.
             mine, theirs = self._claim([key for key in wanted if key not in known])
             try:
-                for key, answer in self._find({key: wanted[key] for key in mine}, sampling):
+                for key, answer in self._find({key: wanted[key] for key in mine}, sampling, samples):
                     known[key] = answer
                     self._release(key, answer)
             finally:
@@ -162,7 +207,9 @@ class CachedEngine(Engine):
                     known[key] = replace(answer_of_another, is_cached=True)
         return [known[key] for key in keys]
 
-    def _find(self, requests: Mapping[bytes, Request], sampling: Sampling) -> Iterator[tuple[bytes, Answer]]:
+    def _find(
+        self, requests: Mapping[bytes, Request], sampling: Sampling, samples: Mapping[bytes, Collection[str]]
+    ) -> Iterator[tuple[bytes, Answer]]:
         found = self._cache.get(list(requests))
         yield from found.items()
         missing = [key for key in requests if key not in found]
@@ -170,7 +217,7 @@ class CachedEngine(Engine):
             return
         for together in self._engine.stream([requests[key] for key in missing], sampling):
             came = [(missing[number], answer) for number, answer in together]
-            self._cache.put(self._digest, came)
+            self._cache.put(self._digest, came, ((uid, key) for key, _ in came for uid in samples.get(key, ())))
             yield from came
 
     def _claim(

@@ -53,6 +53,7 @@ class Request:
     messages: tuple[Message, ...]
     image: bytes = b""  # JPEG or PNG, already reduced to the size the engine wants; empty: none
     seed: int = 0
+    sample: str = ""  # uid of the sample that is asked about: caches note it, and it changes no answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -127,7 +127,7 @@ class Complete(GenerationOperator):
         rules = Rules(max_words=self.max_words, needs_source=False, keep_names=False, keep_numbers=False)
 
         def build(attempt: int) -> Request:
-            return Request(messages=messages, image=image, seed=self.request_seed(uid, attempt))
+            return Request(messages=messages, sample=uid, image=image, seed=self.request_seed(uid, attempt))
 
         def take(answer: str) -> Verdict:
             return judge(answer, words, rules, prompt=[_INSTRUCTION, _WITHOUT_CONCEPTS, _CLOSING])

@@ -123,7 +123,7 @@ class Fuse(GenerationOperator):
         names = Rules(max_words=self.max_words, keep_numbers=False, may_copy=True)
 
         def build(attempt: int) -> Request:
-            return Request(messages=messages, seed=self.request_seed(uid, attempt))
+            return Request(messages=messages, sample=uid, seed=self.request_seed(uid, attempt))
 
         def take(answer: str) -> Verdict:
             verdict = judge(answer, f"{texts} . {cleaned.get('tags', '')}", rules, prompt=[_INSTRUCTION, _CLOSING])

@@ -124,7 +124,7 @@ class NegativesLlm(GenerationOperator):
         messages = frame(self._prompt(caption))
 
         def build(attempt: int) -> Request:
-            return Request(messages=messages, seed=self.request_seed(uid, attempt))
+            return Request(messages=messages, sample=uid, seed=self.request_seed(uid, attempt))
 
         def take(answer: str) -> Verdict:
             reason, _ = read_negatives(answer, caption, self.count)

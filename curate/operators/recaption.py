@@ -126,7 +126,7 @@ class Recaption(GenerationOperator):
         def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
             def question(uid: str, image: bytes) -> Question:
                 def build(attempt: int) -> Request:
-                    return Request(messages=messages, image=image, seed=self.request_seed(uid, attempt))
+                    return Request(messages=messages, sample=uid, image=image, seed=self.request_seed(uid, attempt))
 
                 return Question(build=build, judge=take)
 

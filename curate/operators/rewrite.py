@@ -123,7 +123,9 @@ class Rewrite(GenerationOperator):
             key = f"{self.seed} {uid} {source.name} {attempt}"
             draws = random.Random(hashlib.sha256(key.encode()).digest())
             messages = frame(self.prompt(caption, source.draw(self.num_examples, draws)))
-            return Request(messages=messages, seed=self.request_seed(uid, number * self.num_tries + attempt))
+            return Request(
+                messages=messages, sample=uid, seed=self.request_seed(uid, number * self.num_tries + attempt)
+            )
 
         rules = Rules(
             min_words=self.min_words,
