@@ -104,15 +104,17 @@ class Tables:
         self._pool = pool
         self._folders = list(runs)
         self._runs: list[Store] | None = None
-        self._taken = {SAMPLES, POOL, *(label.lower() for label in self._catalog.labels)}
-        self._makers: dict[str, Callable[[], None]] = {
+        self._made: set[str] = set()
+        shadowed = {label.lower() for label in self._catalog.labels}
+        makers: dict[str, Callable[[], None]] = {
             "labels": self._add_labels,
             "selections": self._add_selections,
             "funnel": self._add_funnel,
             "ledger": self._add_ledger,
         }
         if runs:
-            self._makers |= {"runs": self._add_runs, "metrics": self._add_metrics, "evaluations": self._add_evaluations}
+            makers |= {"runs": self._add_runs, "metrics": self._add_metrics, "evaluations": self._add_evaluations}
+        self._makers = {name: make for name, make in makers.items() if name not in shadowed}
 
     def __enter__(self) -> "Tables":
         return self
@@ -129,7 +131,7 @@ class Tables:
     @property
     def names(self) -> tuple[str, ...]:
         """Every table that a query may name."""
-        return (SAMPLES, POOL, *self._catalog.labels, *(name for name in self._makers if name not in self._taken))
+        return (SAMPLES, POOL, *self._catalog.labels, *self._makers)
 
     def sql(self, query: str) -> "DuckDBPyRelation":
         """Return the result of one SELECT as a relation, lazily.
@@ -139,9 +141,9 @@ class Tables:
         """
         for name, make in self._makers.items():
             # Too many tables cost a moment, too few an error: a word of the query is reason enough.
-            if name not in self._taken and re.search(rf"\b{name}\b", query, re.IGNORECASE):
+            if name not in self._made and re.search(rf"\b{name}\b", query, re.IGNORECASE):
                 make()
-                self._taken.add(name)
+                self._made.add(name)
         try:
             return self._catalog.sql(query)
         except InputError as error:
