@@ -1,9 +1,9 @@
 """Winnow's fetcher against img2dataset on one loopback server, in one run, taking turns.
 
-python -m benchmarks.bench_download                      # 12,000 small images, 4,000 large, 4,000 late ones; two rounds each
-python -m benchmarks.bench_download --num-images 3000 --rounds 1 --out FILE
+python -m benchmarks.bench_download                      # 4,000 small images, 1,000 large, 3,000 late ones; two rounds each
+python -m benchmarks.bench_download --cases small late --rounds 5 --out FILE
 
-Both tools get the same list, the same number of processes and connections, the same mode (keep_ratio) and quality (95), and write the
+The tools take turns, and who begins changes from round to round; a ratio is that of one round. Both tools get the same list, the same number of processes and connections, the same mode (keep_ratio) and quality (95), and write the
 same layout. The server is a process of its own; its CPU time is not counted. Rates are taken from the shards' `_stats.json` (first
 start to last end), so that start-up is not in them; the whole wall time, start-up included, has a column of its own. CPU seconds cover
 all processes of a tool, found by a mark in their environment.
@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -75,25 +75,36 @@ class Measurement:
     """One run of one tool."""
 
     images_per_second: float  # between the first shard's start and the last shard's end
-    wall_seconds: float  # of the command, start-up included
     cpu_ms_per_image: float  # of all its processes, between the same two moments
+    wall_seconds: float  # of the command, start-up included
     total_cpu_ms_per_image: float  # start-up included
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is downloaded: `delay` seconds before each answer, `share` of the number of images asked for."""
+
+    title: str
+    delay: float
+    share: float
+    pictures: tuple[tuple[str, ...], tuple[int, int]]
+
+
+CASES = {
+    "small": Case("CPU-bound, 348 to 640 px", 0.0, 1.0, (SMALL, (320, 640))),
+    "large": Case("CPU-bound, 1600 px", 0.0, 0.25, (LARGE, (1000, 1600))),
+    "late": Case("latency-bound (200 ms)", LATENCY_SECONDS, 0.75, (SMALL, (320, 640))),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run both cases and print a Markdown report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--num-images", type=int, default=12_000, help="images of the first case; a third of it for the others"
-    )
+    parser.add_argument("--num-images", type=int, default=4_000, help="images of `small`, the others have fewer")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each tool per case; the medians are shown")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure")
     parser.add_argument("--out", type=Path, default=None, help="also write the report here")
     options = parser.parse_args(arguments)
-    cases = (
-        ("CPU-bound, 348 to 640 px", 0.0, options.num_images, load_images(SMALL, (320, 640))),
-        ("CPU-bound, 1600 px", 0.0, options.num_images // 3, load_images(LARGE, (1000, 1600))),
-        ("latency-bound (200 ms)", LATENCY_SECONDS, options.num_images // 3, load_images(SMALL, (320, 640))),
-    )
     lines = [
         f"{IMAGE_SIZE} px keep_ratio, JPEG 95, {NUM_PROCESSES} processes x {CONNECTIONS} connections, {options.rounds} rounds.",
         "",
@@ -102,11 +113,18 @@ def main(arguments: Sequence[str]) -> int:
         "| case | images | tool | images/s | CPU ms/image | whole wall s | whole CPU ms/image |",
         "|---|---|---|---|---|---|---|",
     ]
-    for case, delay, count, (files, _) in cases:
-        lines += run_case(case, delay, count, options.rounds, files)
-    lines += ["", "Images/s and CPU ms/image leave start-up out, the last two columns have it in."]
-    for case, _, _, (files, source) in cases[:2]:
-        lines += ["", f"{case}: {len(files)} distinct pictures ({source}).", "", *report_errors(files)]
+    for name in options.cases:
+        case = CASES[name]
+        files, _ = load_images(*case.pictures)
+        lines += run_case(case, int(options.num_images * case.share), options.rounds, files)
+    lines += [
+        "",
+        "Images/s and CPU ms/image leave start-up out, the last two columns have it in. A ratio is the median of the",
+    ]
+    lines += ["rounds' ratios, its smallest and largest in brackets."]
+    for case in [CASES[name] for name in options.cases if not CASES[name].delay]:
+        files, source = load_images(*case.pictures)
+        lines += ["", f"{case.title}: {len(files)} distinct pictures ({source}).", "", *report_errors(files)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out:
@@ -114,35 +132,47 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run_case(case: str, delay: float, count: int, rounds: int, files: list[bytes]) -> list[str]:
+def run_case(case: Case, count: int, rounds: int, files: list[bytes]) -> list[str]:
     """Measure both tools in turns and return table rows."""
     tools = {"img2dataset": _IMG2DATASET, "winnow": _WINNOW}
     runs: dict[str, list[Measurement]] = {name: [] for name in tools}
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    server = context.Process(target=serve, args=(files, delay, sender), daemon=True)
+    server = context.Process(target=serve, args=(files, case.delay, sender), daemon=True)
     server.start()
     try:
         port = receiver.recv()
         for turn in range(rounds):
-            for name, script in tools.items():
-                print(f"{case}: {name}, round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
-                runs[name].append(measure(script, port, count))
+            for name in sorted(tools, reverse=turn % 2 == 1):
+                runs[name].append(measure(tools[name], port, count))
+                print(
+                    f"{case.title}: {name}, round {turn + 1} of {rounds}: {runs[name][-1]}", file=sys.stderr, flush=True
+                )
     finally:
         server.terminate()
         server.join()
-    columns = ("images_per_second", "cpu_ms_per_image", "wall_seconds", "total_cpu_ms_per_image")
-    medians = {
-        name: [statistics.median(getattr(m, column) for m in found) for column in columns]
-        for name, found in runs.items()
-    }
-    medians["winnow / img2dataset"] = [
-        ours / theirs for ours, theirs in zip(medians["winnow"], medians["img2dataset"], strict=True)
-    ]
+    head = f"| {case.title} | {count} |"
     return [
-        f"| {case} | {count} | {name} | {values[0]:.{digits[0]}f} | {values[1]:.2f} | {values[2]:.{digits[1]}f} | {values[3]:.2f} |"
-        for (name, values), digits in zip(medians.items(), ((0, 1), (0, 1), (2, 2)), strict=True)
+        *(f"{head} {name} | {' | '.join(show_medians(found))} |" for name, found in runs.items()),
+        f"{head} winnow / img2dataset | {' | '.join(show_ratios(runs['winnow'], runs['img2dataset']))} |",
     ]
+
+
+def show_medians(runs: list[Measurement]) -> list[str]:
+    """Return the cells of one tool."""
+    digits = (0, 2, 1, 2)
+    return [f"{statistics.median(values):.{n}f}" for values, n in zip(columns(runs), digits, strict=True)]
+
+
+def show_ratios(ours: list[Measurement], theirs: list[Measurement]) -> list[str]:
+    """Return the cells that compare the runs of the same rounds."""
+    ratios = [[a / b for a, b in zip(*pair, strict=True)] for pair in zip(columns(ours), columns(theirs), strict=True)]
+    return [f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" for found in ratios]
+
+
+def columns(runs: list[Measurement]) -> list[list[float]]:
+    """Return the fields of measurements, a list of values for each."""
+    return [[getattr(run, field.name) for run in runs] for field in fields(Measurement)]
 
 
 def measure(script: str, port: int, count: int) -> Measurement:
@@ -182,7 +212,7 @@ def measure(script: str, port: int, count: int) -> Measurement:
         raise SystemExit(f"{count - successes} of {count} images failed; the benchmark compares only complete runs")
     steady_cpu = meter.at(end_time) - meter.at(start_time)
     return Measurement(
-        successes / (end_time - start_time), wall, 1000 * steady_cpu / successes, 1000 * meter.seconds / successes
+        successes / (end_time - start_time), 1000 * steady_cpu / successes, wall, 1000 * meter.seconds / successes
     )
 
 

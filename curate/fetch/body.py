@@ -1,12 +1,8 @@
 """Reading a response body within a limit, compressed or not."""
 
 import zlib
-from typing import TYPE_CHECKING
 
 from curate.fetch.errors import PermanentError
-
-if TYPE_CHECKING:
-    from aiohttp import ClientResponse
 
 _PLAIN = frozenset(["", "identity", "none", "binary"])
 # 32 + 15: zlib tells gzip from zlib streams by their header.
@@ -45,19 +41,26 @@ def too_large(max_bytes: int) -> PermanentError:
     return PermanentError(f"body larger than {max_bytes} bytes")
 
 
-async def read_body(response: "ClientResponse", max_bytes: int, *, cut: bool = False) -> bytes:
-    """Return the body of a response; one larger than `max_bytes` is cut there or, by default, refused as early as it shows."""
-    encoding = response.headers.get("Content-Encoding", "")
-    if not cut and (response.content_length or 0) > max_bytes:
-        response.close()
-        raise too_large(max_bytes)
-    inflater = Inflater(encoding, max_bytes)
-    chunks: list[bytes] = []
-    try:
-        async for chunk in response.content.iter_any():
-            chunks.append(inflater.feed(chunk))  # noqa: PERF401  (`cut` keeps those before an error)
-    except PermanentError:
-        response.close()
-        if not cut:
-            raise
-    return b"".join(chunks)  # of a single one, which most bodies are, this makes no copy
+class Body:
+    """Collects the body of a response; one larger than `max_bytes` is cut there or, by default, refused as early as it shows."""
+
+    def __init__(self, encoding: str, content_length: int | None, max_bytes: int, *, cut: bool = False) -> None:
+        if not cut and (content_length or 0) > max_bytes:
+            raise too_large(max_bytes)
+        self._inflater = Inflater(encoding, max_bytes)
+        self._chunks: list[bytes] = []
+        self._cut = cut
+        self.is_cut = False  # nothing more is wanted
+
+    def feed(self, chunk: bytes) -> None:
+        """Take a piece; raises PermanentError past the limit or on damage."""
+        try:
+            self._chunks.append(self._inflater.feed(chunk))
+        except PermanentError:
+            if not self._cut:
+                raise
+            self.is_cut = True
+
+    def read(self) -> bytes:
+        """Return the bytes so far; of a single piece this makes no copy."""
+        return b"".join(self._chunks)

@@ -1,32 +1,26 @@
 """The polite HTTP client: it asks robots.txt first, never more than a host can bear, and cannot be made to hang.
 
     async with Client(config, memory, connections_per_host=8) as client:
-        data = await client.fetch(parse_url(url), uid, trail)
+        data = await client.fetch(parse_url(url), uid, trail, visit)
 
-One client serves one shard. DNS answers and robots.txt outlive it in `Memory`, for the life of the process; opt-outs do not, so
-that a shard's rows depend on nothing but the hosts they name.
+One client serves the shards of one worker: connections and what a host can bear are theirs together. DNS answers and robots.txt outlive
+it in `Memory`, for the life of the process. Opt-outs belong to a shard's `Visit`, so that its rows depend on nothing but the hosts they name.
 """
 
 import asyncio
 import ipaddress
 import random
-import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
-
 from curate.fetch.addresses import DnsCache, Resolver, Target, check_literal, parse_url
-from curate.fetch.body import read_body
+from curate.fetch.body import Body
 from curate.fetch.config import DownloadConfig
+from curate.fetch.connections import Connections
 from curate.fetch.errors import (
-    CUT_OFF,
-    DISCONNECTED,
     OPTED_OUT,
     ROBOTS_DISALLOWED,
     ROBOTS_UNREACHABLE,
@@ -39,12 +33,12 @@ from curate.fetch.errors import (
     os_error,
     parse_retry_after,
 )
+from curate.fetch.response import Head
 from curate.fetch.robots import CACHE_SECONDS, Rules, is_opted_out, parse_robots
 from curate.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 _MAX_ROBOTS_REDIRECTS = 5
-_KEEPALIVE_SECONDS = 15.0
 # A body over the limit loses its last chunk; the spare keeps that loss out of what is parsed.
 _SPARE_BYTES = 256 * 1024
 
@@ -55,6 +49,14 @@ class Memory:
 
     dns: DnsCache = field(default_factory=DnsCache)
     rules: dict[str, tuple[float, Rules]] = field(default_factory=dict)
+
+
+@dataclass
+class Visit:
+    """What hosts told one shard, which no other shard is to know."""
+
+    opted_out: set[str] = field(default_factory=set)  # origins
+    unreachable: dict[str, FetchError] = field(default_factory=dict)  # origin -> why its robots.txt could not be read
 
 
 @dataclass
@@ -91,44 +93,33 @@ class Client:
     def __init__(self, config: DownloadConfig, memory: Memory, *, connections_per_host: int) -> None:
         self._config = config
         self._memory = memory
-        self._per_host = connections_per_host
+        self.connections_per_host = connections_per_host
         self._directives = frozenset(directive.strip().lower() for directive in config.disallowed_directives)
         self._resolver = Resolver(memory.dns, allow_private=config.allow_private)
-        self._connections = asyncio.Semaphore(config.connections)
+        self._places = asyncio.Semaphore(config.connections)
         self._hosts: dict[str, _Host] = {}
-        self._robots: dict[str, asyncio.Task[Rules]] = {}
-        self.opted_out: set[str] = set()  # origins
+        self._robots: dict[str, asyncio.Task[Rules]] = {}  # those being asked
 
     async def __aenter__(self) -> "Client":
-        connector = aiohttp.TCPConnector(
-            limit=0,  # our own semaphores are fair between hosts
-            resolver=_CheckedResolver(self._resolver),
-            use_dns_cache=False,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,  # it knows no limit; `read_body` does
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers={"User-Agent": self._config.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
-        )
+        headers = (("User-Agent", self._config.user_agent), ("Accept", "*/*"), ("Accept-Encoding", "identity"))
+        self._connections = Connections(self._addresses, headers)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for task in self._robots.values():
+        asked = list(self._robots.values())
+        for task in asked:
             task.cancel()
-        await asyncio.gather(*self._robots.values(), return_exceptions=True)
-        await self._session.close()
+        await asyncio.gather(*asked, return_exceptions=True)
+        self._connections.close()
 
-    async def fetch(self, target: Target, uid: str, trail: set[str]) -> bytes:
-        """Fetch a URL and return its bytes; raises FetchError. `trail` gathers the origins asked."""
+    async def fetch(self, target: Target, uid: str, trail: set[str], visit: Visit) -> bytes:
+        """Fetch a URL and return its bytes; raises FetchError. `trail` gathers the origins asked, `visit` what they say."""
         config = self._config
         for attempt in range(config.retries + 1):
             try:
-                return await self._attempt(target, trail)
+                return await self._attempt(target, trail, visit)
             except TemporaryError as error:
                 is_last = attempt == config.retries or error.is_spent
                 if is_last or error.retry_after > config.max_retry_after_seconds:
@@ -139,14 +130,14 @@ class Client:
                 await asyncio.sleep(max(error.retry_after, jitter))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, target: Target, trail: set[str]) -> bytes:
+    async def _attempt(self, target: Target, trail: set[str], visit: Visit) -> bytes:
         budget = _Budget(self._config.request_seconds)
         for _ in range(self._config.max_redirects + 1):
             trail.add(target.origin)
-            await self._check_robots(target)
+            await self._check_robots(target, visit)
             async with self._turn(target):
-                self._check_opt_out(target)  # again: an answer may have come while this one waited for its turn
-                answer = await self._get(target, budget, self._config.max_bytes, is_image=True)
+                _check_opt_out(target, visit)  # again: an answer may have come while this one waited for its turn
+                answer = await self._get(target, budget, self._config.max_bytes, visit)
             if answer.status in _REDIRECTS and answer.location:
                 target = parse_url(answer.location, base=target.url)
                 continue
@@ -164,29 +155,32 @@ class Client:
             host.closed_error = str(error)
         return error
 
-    async def _check_robots(self, target: Target) -> None:
-        self._check_opt_out(target)
+    async def _check_robots(self, target: Target, visit: Visit) -> None:
+        _check_opt_out(target, visit)
         check_literal(target.host, allow_private=self._config.allow_private)
         if not self._config.respect_robots:
             return
-        rules = await self._rules(target)
+        rules = await self._rules(target, visit)
         if not rules.allows(target.url):
             raise PermanentError(ROBOTS_DISALLOWED)
         self._host(target).delay = min(rules.crawl_delay, self._config.max_crawl_delay_seconds)
 
-    def _check_opt_out(self, target: Target) -> None:
-        if target.origin in self.opted_out:
-            raise OptedOutError(OPTED_OUT)
-
-    async def _rules(self, target: Target) -> Rules:
+    async def _rules(self, target: Target, visit: Visit) -> Rules:
         known = self._memory.rules.get(target.origin)
         if known is not None and known[0] > time.monotonic():
             return known[1]
+        # The whole host has a failure, and is asked once.
+        if target.origin in visit.unreachable:
+            raise visit.unreachable[target.origin].with_traceback(None)
         task = self._robots.get(target.origin)
         if task is None:
             task = self._robots[target.origin] = asyncio.create_task(self._load_rules(target))
-        # A failure stays in the task: the whole host has it, and is asked once.
-        return await asyncio.shield(task)
+            task.add_done_callback(lambda _: self._robots.pop(target.origin, None))
+        try:
+            return await asyncio.shield(task)
+        except FetchError as error:
+            visit.unreachable[target.origin] = error
+            raise
 
     async def _load_rules(self, target: Target) -> Rules:
         config = self._config
@@ -210,7 +204,7 @@ class Client:
         for _ in range(_MAX_ROBOTS_REDIRECTS + 1):
             check_literal(target.host, allow_private=self._config.allow_private)
             async with self._turn(target):
-                answer = await self._get(target, budget, MAX_ROBOTS_BYTES + _SPARE_BYTES, is_image=False)
+                answer = await self._get(target, budget, MAX_ROBOTS_BYTES + _SPARE_BYTES, None)
             if answer.status in _REDIRECTS and answer.location:
                 target = parse_url(answer.location, base=target.url)
                 continue
@@ -226,7 +220,7 @@ class Client:
     def _host(self, target: Target) -> _Host:
         host = self._hosts.get(target.origin)
         if host is None:
-            host = self._hosts[target.origin] = _Host(asyncio.Semaphore(self._per_host))
+            host = self._hosts[target.origin] = _Host(asyncio.Semaphore(self.connections_per_host))
         return host
 
     @asynccontextmanager
@@ -239,81 +233,53 @@ class Client:
                 self._check_closed(host)
                 await asyncio.sleep(wait)
             host.next_start = loop.time() + host.delay
-            async with self._connections:
+            async with self._places:
                 yield
 
     def _check_closed(self, host: _Host) -> None:
         if host.closed_until - asyncio.get_running_loop().time() > self._config.max_retry_after_seconds:
             raise TemporaryError(host.closed_error, is_spent=True)
 
-    async def _get(self, target: Target, budget: _Budget, max_bytes: int, *, is_image: bool) -> _Answer:
+    async def _get(self, target: Target, budget: _Budget, max_bytes: int, visit: Visit | None) -> _Answer:
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
             async with asyncio.timeout(budget.seconds):
-                return await self._exchange(target, max_bytes, is_image=is_image)
+                return await self._exchange(target, max_bytes, visit)
         except TimeoutError as error:
             raise TemporaryError(TIMED_OUT) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translate(error) from error
+        except OSError as error:
+            raise os_error(error) from error
         finally:
             budget.seconds -= loop.time() - start
 
-    async def _exchange(self, target: Target, max_bytes: int, *, is_image: bool) -> _Answer:
-        async with self._session.get(URL(target.url, encoded=True), allow_redirects=False) as response:
-            headers = response.headers
-            if is_image and is_opted_out(
-                headers.getall("X-Robots-Tag", ()), self._config.agent_token, self._directives
+    async def _exchange(self, target: Target, max_bytes: int, visit: Visit | None) -> _Answer:
+        def choose(head: Head) -> Body | None:
+            if visit is not None and is_opted_out(
+                head.values(b"x-robots-tag"), self._config.agent_token, self._directives
             ):
-                response.close()
-                self.opted_out.add(target.origin)
+                visit.opted_out.add(target.origin)
                 raise OptedOutError(OPTED_OUT)
-            retry_after = parse_retry_after(headers.get("Retry-After", ""))
-            answer = _Answer(response.status, headers.get("Location", ""), retry_after, b"")
-            if 200 <= response.status < 300:
-                answer.data = await read_body(response, max_bytes, cut=not is_image)
-            else:
-                response.close()
-            return answer
+            if not 200 <= head.status < 300:
+                return None
+            return Body(head.get(b"content-encoding"), head.content_length, max_bytes, cut=visit is None)
+
+        reader = await self._connections.get(target, choose)
+        if reader.error is not None:
+            raise reader.error
+        head, body = reader.head, reader.body
+        retry_after = parse_retry_after(head.get(b"retry-after"))
+        return _Answer(head.status, head.get(b"location"), retry_after, b"" if body is None else body.read())
+
+    async def _addresses(self, host: str) -> Sequence[str]:
+        """Return where a host may be connected to."""
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return await self._resolver.addresses(host)
+        return (host,)  # it was looked at when it was read: see `check_literal`
 
 
-class _CheckedResolver(AbstractResolver):
-    """Gives connections only addresses that were checked."""
-
-    def __init__(self, resolver: Resolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        del family  # both families, as the host has them
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6
-                if ipaddress.ip_address(address.partition("%")[0]).version == 6
-                else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in await self._resolver.addresses(host)
-        ]
-
-    async def close(self) -> None:
-        """Nothing to close: the DNS threads belong to the process."""
-
-
-def _translate(error: Exception) -> FetchError:
-    if isinstance(error, aiohttp.ClientSSLError):
-        return PermanentError("SSL error: no secure connection could be made")
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return TemporaryError(DISCONNECTED)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return TemporaryError(CUT_OFF)
-    if isinstance(error, OSError):  # ClientOSError and ClientConnectorError are
-        return os_error(error)
-    if isinstance(error, aiohttp.InvalidURL):
-        return PermanentError("Invalid URL")
-    return PermanentError("Bad HTTP response")
+def _check_opt_out(target: Target, visit: Visit) -> None:
+    if target.origin in visit.opted_out:
+        raise OptedOutError(OPTED_OUT)

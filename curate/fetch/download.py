@@ -1,7 +1,9 @@
 """`winnow download`: a list of URLs becomes the shards of a pool. Run again, it fetches what is missing and nothing else."""
 
+import itertools
 import json
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +13,8 @@ from types import TracebackType
 from curate.executor import Executor
 from curate.fetch.config import DownloadConfig
 from curate.fetch.ingest import Plan, ingest
-from curate.fetch.shard import PROGRESS_FOLDER, ShardTask, fetch_shard
-from curate.fetch.writer import ShardCounts
+from curate.fetch.shard import PROGRESS_FOLDER, ShardTask, fetch_shards
+from curate.fetch.writer import ShardCounts, read_counts
 from curate.store import Pool
 from schemas.errors import ShardError
 from schemas.progress import Progress
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _NUM_TOP_ERRORS = 3
+# Shards that one worker is given at a time; the next of them starts while the last is waited for and written.
+_MAX_GROUP_SHARDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,44 +58,61 @@ def download(
     clean_up(pool)
     committed = set(pool.shards())
     missing = [shard for shard in plan.shards if shard not in committed]
-    per_host = share_connections(config, executor, len(missing)) if missing else 1
-    tasks = [make_task(pool, plan, shard, config, per_host) for shard in missing]
+    if not missing:
+        return make_report(pool, plan.num_shards, [])
+    groups = group_shards(missing, executor.num_parallel(), config)
+    per_host = share_connections(config, executor, len(groups))
+    tasks = [[make_task(pool, plan, shard, config, per_host) for shard in group] for group in groups]
     num_rows = sum(_num_rows(plan, shard) for shard in missing)
-    counts = run_shards(tasks, num_rows, pool, executor, progress, stage="download") if tasks else []
+    counts = run_shards(tasks, num_rows, pool, executor, progress, stage="download")
     return make_report(pool, plan.num_shards, counts)
 
 
+def group_shards(shards: Sequence[int], num_workers: int, config: DownloadConfig) -> list[Sequence[int]]:
+    """Cut shards into groups that a worker fetches without a pause in between: few in each, and as many for one worker as for another."""
+    if config.fetcher == "img2dataset":  # each pass is a process of its own, which overlaps with none
+        return [[shard] for shard in shards]
+    num_rounds = math.ceil(len(shards) / (num_workers * _MAX_GROUP_SHARDS))
+    num_groups = min(len(shards), num_workers * num_rounds)
+    ends = [len(shards) * index // num_groups for index in range(num_groups + 1)]
+    return [shards[start:end] for start, end in itertools.pairwise(ends)]
+
+
 def run_shards(
-    tasks: Sequence[ShardTask],
+    groups: Sequence[Sequence[ShardTask]],
     num_rows: int,
     pool: Pool,
     executor: Executor,
     progress: Progress,
     *,
     stage: str,
-    function: Callable[[ShardTask], ShardCounts] = fetch_shard,
+    function: Callable[[Sequence[ShardTask]], list[ShardCounts]] = fetch_shards,
 ) -> list[ShardCounts]:
-    """Run shard tasks under a progress bar and return their counts; raises ShardError at the end where some failed."""
+    """Run groups of shard tasks under a progress bar and return their counts; raises ShardError at the end where some failed."""
     counts: list[ShardCounts] = []
     failures: dict[str, str] = {}
     progress.start(stage, num_rows, "images")
     try:
         with _Bar(pool, progress) as bar:
-            for outcome in executor.map(function, tasks):
-                if outcome.result is None:
-                    failures[shard_name(outcome.unit.shard)] = outcome.error or "unknown error"
+            for outcome in executor.map(function, groups):
+                for task in outcome.unit if outcome.result is None else ():
+                    # One shard's error is its group's, the others of which may be whole.
+                    if len(outcome.unit) > 1 and pool.exists(pool.shard_parquet(task.shard)):
+                        counts.append(read_counts(pool, task.shard))
+                        continue
+                    failures[shard_name(task.shard)] = outcome.error or "unknown error"
                     logger.error(
-                        "shard failed stage=%s shard=%s error=%s", stage, shard_name(outcome.unit.shard), outcome.error
+                        "shard failed stage=%s shard=%s error=%s", stage, shard_name(task.shard), outcome.error
                     )
-                else:
-                    counts.append(outcome.result)
-                    bar.finish(outcome.result)
+                counts += outcome.result or []
+                bar.show(counts)
     finally:
         progress.close()
     if failures:
         first = next(iter(failures))
+        num_shards = sum(len(group) for group in groups)
         raise ShardError(
-            f"{len(failures)} of {len(tasks)} shards failed, first {first}: {failures[first]}; run the command again",
+            f"{len(failures)} of {num_shards} shards failed, first {first}: {failures[first]}; run the command again",
             failures,
         )
     return counts
@@ -169,10 +190,10 @@ class _Bar:
         if self._thread.is_alive():
             self._thread.join()
 
-    def finish(self, counts: ShardCounts) -> None:
-        """Add a finished shard."""
+    def show(self, counts: Sequence[ShardCounts]) -> None:
+        """Show the shards that are finished so far."""
         with self._lock:
-            self._messages.update(counts.messages)
+            self._messages = sum((Counter(count.messages) for count in counts), Counter())
             self._show(Counter())
 
     def _poll(self) -> None:

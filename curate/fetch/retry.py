@@ -7,6 +7,7 @@ fetched once more.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -48,8 +49,21 @@ def retry(pool: Pool, config: DownloadConfig, *, executor: Executor, progress: P
         return make_report(pool, num_shards, [])
     per_host = share_connections(config, executor, len(waiting))
     tasks = [make_task(pool, plans[fingerprint], shard, config, per_host) for fingerprint, shard in waiting]
-    counts = run_shards(tasks, sum(waiting.values()), pool, executor, progress, stage="retry", function=retry_shard)
+    counts = run_shards(
+        [[task] for task in tasks],
+        sum(waiting.values()),
+        pool,
+        executor,
+        progress,
+        stage="retry",
+        function=retry_shards,
+    )
     return make_report(pool, num_shards, counts)
+
+
+def retry_shards(tasks: Sequence[ShardTask]) -> list[ShardCounts]:
+    """Fetch the temporary failures of some shards again."""
+    return [retry_shard(task) for task in tasks]
 
 
 def retry_shard(task: ShardTask) -> ShardCounts:
@@ -67,7 +81,7 @@ def retry_shard(task: ShardTask) -> ShardCounts:
     spool = Spool()
     reporter = ProgressReporter(pool, shard)
     try:
-        fetched = fetch_rows(rows, wanted, task.config, task.connections_per_host, spool, reporter.report)
+        fetched = fetch_rows(rows, wanted, task.config, task.connections_per_host, spool, reporter)
         again = [fetched[row] for row in wanted]
         if again != [results[row] for row in wanted]:
             _rewrite(task, rows, table, results, fetched, spool, start_time)

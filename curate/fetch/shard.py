@@ -1,6 +1,6 @@
-"""One shard from rows to files: every URL fetched at once, fairly, each image decoded as it arrives.
+"""Shards from rows to files: every URL fetched at once, fairly, each image decoded as it arrives, each shard committed by itself.
 
-This is what a worker runs. It depends on nothing but its arguments, so it may be killed and run again.
+This is what a worker runs. It depends on nothing but its arguments, so it may be killed and run again: what it has committed stays.
 """
 
 import asyncio
@@ -9,19 +9,20 @@ import json
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from curate.fetch.addresses import Target, parse_url
 from curate.fetch.client import Client, Memory
 from curate.fetch.config import DownloadConfig
-from curate.fetch.errors import DEADLINE, OPTED_OUT, FetchError, PermanentError
-from curate.fetch.transform import Transformed, failed_download, transform
-from curate.fetch.writer import ShardCounts, Spool, write_shard
+from curate.fetch.decoder import Decoder
+from curate.fetch.rows import RowFetch
+from curate.fetch.transform import Transformed
+from curate.fetch.writer import ShardCounts, Spool, read_counts, write_shard
 from curate.images import load_decoders
 from curate.store import Pool
 from schemas.sample import STATUS_SUCCESS, shard_name
@@ -30,10 +31,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_FOLDER = "ingest/progress"
 _REPORT_SECONDS = 1.0
-# Downloads waiting for a decoder: answers come in bursts, as many at once as there are connections, and none should wait for the others'
-# pictures before its connection asks for the next.
-_MAX_WAITING_BYTES = 64 * 1024**2
-_HANDED_OVER_AT_ONCE = 8
+# A shard whose last answers are waited for, or that is being written, and the one that is fetched meanwhile.
+_MAX_OPEN_SHARDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,38 +48,32 @@ class ShardTask:
     connections_per_host: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A row's result and the origins that were asked for it; the image itself is in the spool."""
+def fetch_shards(tasks: Sequence[ShardTask]) -> list[ShardCounts]:
+    """Fetch and commit shards of one download; those that are committed already stay as they are.
 
-    result: Transformed
-    origins: frozenset[str] = frozenset()
-
-
-Report = Callable[[Transformed], None]
-
-
-def fetch_shard(task: ShardTask) -> ShardCounts:
-    """Fetch and commit one shard."""
-    start_time = time.time()
+    They share connections, and none waits for the end of the one before: while its last answers are waited for, and while it is written,
+    the next is fetched. A shard that fails does not keep the others from their commit; the first error is raised at the end.
+    """
     threading.Thread(target=_load_libraries, name="load-libraries", daemon=True).start()
-    task.pool.remove_abandoned("shards")
+    tasks[0].pool.remove_abandoned("shards")
+    if tasks[0].config.fetcher == "img2dataset":
+        return [_fetch_foreign_shard(task) for task in tasks]
+    jobs = [_ShardJob(task) for task in tasks]
+    try:
+        return asyncio.run(_run_in_turn(jobs))
+    finally:
+        for job in jobs:
+            job.close()
+
+
+def _fetch_foreign_shard(task: ShardTask) -> ShardCounts:
+    start_time = time.time()
     rows = task.pool.read_table(task.rows_path)
     spool = Spool()
     reporter = ProgressReporter(task.pool, task.shard)
     try:
-        results = fetch_rows(rows, range(len(rows)), task.config, task.connections_per_host, spool, reporter.report)
-        return write_shard(
-            task.pool,
-            task.shard,
-            rows,
-            [results[row] for row in range(len(rows))],
-            spool.get,
-            shard_size=task.shard_size,
-            suffix=task.config.encode_format,
-            has_captions=task.has_captions,
-            start_time=start_time,
-        )
+        results = fetch_rows(rows, range(len(rows)), task.config, task.connections_per_host, spool, reporter)
+        return commit_results(task, rows, results, spool, start_time)
     finally:
         spool.close()
         reporter.close()
@@ -99,189 +92,138 @@ def fetch_rows(
     config: DownloadConfig,
     connections_per_host: int,
     spool: Spool,
-    report: Report,
+    reporter: "ProgressReporter",
 ) -> dict[int, Transformed]:
     """Fetch some rows of a shard; images of successes go to `spool`."""
     if config.fetcher == "img2dataset":
         from curate.fetch.foreign import fetch_rows_with_img2dataset
 
-        return fetch_rows_with_img2dataset(rows, wanted, config, spool, report)
-    with ThreadPoolExecutor(max_workers=config.decode_threads, thread_name_prefix="decode") as threads:
-        return asyncio.run(_fetch_all(rows, wanted, config, connections_per_host, spool, threads, report))
+        return fetch_rows_with_img2dataset(rows, wanted, config, spool, reporter.count)
+
+    async def run() -> dict[int, Transformed]:
+        fetch = RowFetch(rows, wanted, config, spool, reporter.count)
+        async with _open_tools(config, connections_per_host) as tools, tools.showing(reporter):
+            return await fetch.run(tools.client, tools.decoder)
+
+    return asyncio.run(run())
 
 
-async def _fetch_all(
-    rows: pa.Table,
-    wanted: Sequence[int],
-    config: DownloadConfig,
-    connections_per_host: int,
-    spool: Spool,
-    threads: ThreadPoolExecutor,
-    report: Report,
-) -> dict[int, Transformed]:
-    urls, uids, hashes = (rows[name].to_pylist() for name in ("url", "uid", "sha256"))
-    fetched: dict[int, Fetched] = {}
+@dataclass(frozen=True)
+class _Tools:
+    """What the shards of a worker share."""
 
-    def finish(row: int, result: Transformed, trail: set[str]) -> None:
-        fetched[row] = Fetched(result, frozenset(trail))
-        report(result)
+    client: Client
+    decoder: Decoder
+    files: ThreadPoolExecutor  # one thread, which reads and writes in the order it is told
 
-    targets: dict[int, Target] = {}
-    for row in wanted:
+    @asynccontextmanager
+    async def showing(self, reporter: "ProgressReporter") -> AsyncIterator[None]:
+        """Rewrite a shard's progress file every second, in the thread for files: it may take a while on a busy disk."""
+
+        async def show() -> None:
+            while True:
+                await asyncio.sleep(_REPORT_SECONDS)
+                await asyncio.get_running_loop().run_in_executor(self.files, reporter.write)
+
+        task = asyncio.create_task(show())
         try:
-            targets[row] = parse_url(urls[row])
-        except PermanentError as error:
-            finish(row, failed_download(str(error)), set())
-    async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
-        decoder = _Decoder(threads, config.decode_threads)
-
-        async def fetch_row(row: int) -> None:
-            trail: set[str] = set()
-            try:
-                data = await client.fetch(targets[row], uids[row], trail)
-            except FetchError as error:
-                finish(row, failed_download(str(error)), trail)
-                return
-
-            def keep(result: Transformed) -> None:
-                if result.status == STATUS_SUCCESS:
-                    spool.put(row, result.image)
-                finish(row, replace(result, image=b""), trail)
-
-            await decoder.submit(len(data), functools.partial(transform, data, hashes[row], config), keep)
-
-        await _run_workers(_queue_by_host(targets), fetch_row, connections_per_host, config.shard_seconds)
-        await decoder.drain()
-        opted_out = client.opted_out
-    for row in wanted:
-        if row not in fetched:
-            finish(row, failed_download(DEADLINE), set())
-    return {row: _respect_opt_out(fetched[row], opted_out) for row in wanted}
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
 
-class _Decoder:
-    """Runs transforms in threads while their connections fetch on; the bytes that wait for a thread are bounded.
+@asynccontextmanager
+async def _open_tools(config: DownloadConfig, connections_per_host: int) -> AsyncIterator[_Tools]:
+    with (
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="files") as files,
+        Decoder(config.decode_threads) as decoder,
+    ):
+        async with Client(config, process_memory(), connections_per_host=connections_per_host) as client:
+            yield _Tools(client, decoder, files)
 
-    A thread hands its results over several at a time: waking the event loop for each picture cost a quarter of the CPU time.
-    """
 
-    def __init__(self, threads: ThreadPoolExecutor, num_threads: int) -> None:
-        self._threads = threads
-        self._num_idle = num_threads
-        self._num_bytes = 0  # of the jobs that are not finished
-        self._has_room = asyncio.Event()
-        self._queue: deque[_Job] = deque()
-        self._running: set[asyncio.Future[None]] = set()
-        self._error: BaseException | None = None
+async def _run_in_turn(jobs: "Sequence[_ShardJob]") -> list[ShardCounts]:
+    loop = asyncio.get_running_loop()
+    task = jobs[0].task
+    async with _open_tools(task.config, task.connections_per_host) as tools:
+        running: list[asyncio.Task[ShardCounts]] = []
+        # Read and parsed ahead, so that a shard starts at the moment there is room for it.
+        prepared = loop.run_in_executor(tools.files, jobs[0].prepare)
+        for job, following in zip(jobs, [*jobs[1:], None], strict=True):
+            unfinished = [shard for shard in running if not shard.done()]
+            if len(unfinished) >= _MAX_OPEN_SHARDS:
+                await asyncio.wait(unfinished, return_when=asyncio.FIRST_COMPLETED)
+            running.append(asyncio.create_task(job.run(tools, prepared)))
+            if following is not None:
+                prepared = loop.run_in_executor(tools.files, following.prepare)
+            await job.has_room.wait()
+        await asyncio.wait(running)
+    errors = [error for shard in running if (error := shard.exception()) is not None]
+    if errors:
+        raise errors[0]
+    return [shard.result() for shard in running]
 
-    async def submit(
-        self, num_bytes: int, work: Callable[[], Transformed], keep: Callable[[Transformed], None]
-    ) -> None:
-        """Start `work` on a download of so many bytes; its result goes to `keep`. Waits only while too many bytes do."""
-        while self._num_bytes > _MAX_WAITING_BYTES:
-            self._has_room.clear()
-            await self._has_room.wait()
-        self._num_bytes += num_bytes
-        self._queue.append(_Job(num_bytes, work, keep))
-        self._start()
 
-    async def drain(self) -> None:
-        """Wait for what is running; raises the first error of any."""
-        while self._running:
-            await asyncio.wait(self._running)
-        if self._error is not None:
-            raise self._error
+class _ShardJob:
+    """A shard on its way through a worker."""
 
-    def _start(self) -> None:
-        if self._queue and self._num_idle:
-            self._num_idle -= 1
+    def __init__(self, task: ShardTask) -> None:
+        self.task = task
+        self.has_room = asyncio.Event()  # so little is left to fetch that another shard may start
+        self._reporter = ProgressReporter(task.pool, task.shard)
+        self._spool = Spool()
+
+    def prepare(self) -> ShardCounts | RowFetch:
+        """Read the rows; where a worker committed the shard before it died, its counts instead."""
+        task = self.task
+        if task.pool.exists(task.pool.shard_parquet(task.shard)):
+            return read_counts(task.pool, task.shard)
+        self._rows = task.pool.read_table(task.rows_path)
+        return RowFetch(self._rows, range(len(self._rows)), task.config, self._spool, self._reporter.count)
+
+    async def run(self, tools: _Tools, prepared: "asyncio.Future[ShardCounts | RowFetch]") -> ShardCounts:
+        """Fetch and commit."""
+        try:
+            fetch = await prepared
+            if isinstance(fetch, ShardCounts):
+                return fetch
+            start_time = time.time()
+            fetch.on_ending = self.has_room.set
+            async with tools.showing(self._reporter):
+                results = await fetch.run(tools.client, tools.decoder)
             loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._threads, self._work, loop)
-            self._running.add(future)
-            future.add_done_callback(self._end)
+            return await loop.run_in_executor(tools.files, self._write, results, start_time)
+        finally:
+            self.has_room.set()
+            self._spool.close()
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run jobs until none is left; in a thread."""
-        while True:
-            finished: list[tuple[_Job, Transformed | BaseException]] = []
-            while len(finished) < _HANDED_OVER_AT_ONCE:
-                try:
-                    job = self._queue.popleft()
-                except IndexError:
-                    break
-                finished.append((job, job.run()))
-            if not finished:
-                return
-            loop.call_soon_threadsafe(self._deliver, finished)
+    def close(self) -> None:
+        """Free what the shard held; its progress was shown until now, when its counts are handed over."""
+        self._spool.close()
+        self._reporter.close()
 
-    def _deliver(self, finished: "list[tuple[_Job, Transformed | BaseException]]") -> None:
-        for job, result in finished:
-            self._num_bytes -= job.num_bytes
-            self._has_room.set()
-            if isinstance(result, BaseException):
-                self._error = self._error or result
-            else:
-                job.keep(result)
-
-    def _end(self, future: asyncio.Future[None]) -> None:
-        self._running.discard(future)
-        self._num_idle += 1
-        self._error = self._error or future.exception()
-        self._start()  # a job may have come while the thread was on its way out
+    def _write(self, results: dict[int, Transformed], start_time: float) -> ShardCounts:
+        counts = commit_results(self.task, self._rows, results, self._spool, start_time)
+        self._reporter.write()
+        return counts
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A transform and where its result goes."""
-
-    num_bytes: int
-    work: Callable[[], Transformed]
-    keep: Callable[[Transformed], None]
-
-    def run(self) -> Transformed | BaseException:
-        """Return the result, or what was raised: that is for the event loop to raise."""
-        try:
-            return self.work()
-        except BaseException as error:  # noqa: BLE001 raised again by `drain`
-            return error
-
-
-async def _run_workers(
-    queues: list[list[int]], fetch_row: Callable[[int], Awaitable[None]], workers_per_queue: int, seconds: float
-) -> None:
-    """Work off every host's queue side by side, and stop at the deadline; an exception of a worker is raised at the end."""
-    workers = [
-        asyncio.create_task(_drain(queue, fetch_row))
-        for queue in queues
-        for _ in range(min(len(queue), workers_per_queue))
-    ]
-    if not workers:
-        return
-    _, unfinished = await asyncio.wait(workers, timeout=seconds)
-    for worker in unfinished:
-        worker.cancel()
-    for outcome in await asyncio.gather(*workers, return_exceptions=True):
-        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-            raise outcome
-
-
-def _respect_opt_out(fetched: Fetched, opted_out: set[str]) -> Transformed:
-    # A host says no for all of its images, those included that arrived before the answer that said so: the rows must not depend on
-    # which answer came first.
-    return failed_download(OPTED_OUT) if opted_out.intersection(fetched.origins) else fetched.result
-
-
-async def _drain(queue: list[int], fetch_row: Callable[[int], Awaitable[None]]) -> None:
-    while queue:
-        await fetch_row(queue.pop())
-
-
-def _queue_by_host(targets: dict[int, Target]) -> list[list[int]]:
-    """Return the rows of each host, last first, so that `pop` takes them in order."""
-    queues: dict[str, list[int]] = {}
-    for row in reversed(targets):
-        queues.setdefault(targets[row].origin, []).append(row)
-    return list(queues.values())[::-1]
+def commit_results(
+    task: ShardTask, rows: pa.Table, results: dict[int, Transformed], spool: Spool, start_time: float
+) -> ShardCounts:
+    """Write and commit a shard whose every row was fetched."""
+    return write_shard(
+        task.pool,
+        task.shard,
+        rows,
+        [results[row] for row in range(len(rows))],
+        spool.get,
+        shard_size=task.shard_size,
+        suffix=task.config.encode_format,
+        has_captions=task.has_captions,
+        start_time=start_time,
+    )
 
 
 @functools.cache
@@ -291,20 +233,21 @@ def process_memory() -> Memory:
 
 
 class ProgressReporter:
-    """Tells the driver of a local pool how far a shard is, through a file that is rewritten once a second."""
+    """Tells the driver of a local pool how far a shard is, through a file."""
 
     def __init__(self, pool: Pool, shard: int) -> None:
         self._pool = pool
         self._path = f"{PROGRESS_FOLDER}/{shard_name(shard)}.json"
         self._messages: Counter[str] = Counter()
-        self._written = time.monotonic()
 
-    def report(self, result: Transformed) -> None:
+    def count(self, result: Transformed) -> None:
         """Count a finished row."""
         self._messages[result.error_message or STATUS_SUCCESS] += 1
-        if self._pool.is_local and time.monotonic() - self._written > _REPORT_SECONDS:
-            self._written = time.monotonic()
-            self._pool.commit_bytes(self._path, json.dumps(self._messages).encode())
+
+    def write(self) -> None:
+        """Write the file."""
+        if self._pool.is_local:
+            self._pool.commit_bytes(self._path, json.dumps(dict(self._messages)).encode())
 
     def close(self) -> None:
         """Remove the file."""

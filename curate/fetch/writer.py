@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
+import numpy as np
 import pyarrow as pa
 
 from curate.fetch.transform import Transformed
+from curate.forgotten import bury
 from curate.store import Pool
 from curate.tar import TarWriter
 from schemas.sample import (
@@ -19,6 +21,7 @@ from schemas.sample import (
     SHARD_DIGEST_KEY,
     STATUS_FAILED_DOWNLOAD,
     STATUS_FAILED_RESIZE,
+    STATUS_FORGOTTEN,
     STATUS_SUCCESS,
     UID_DIGEST_KEY,
     sample_key,
@@ -49,6 +52,12 @@ class ShardCounts:
         messages = Counter(result.error_message or STATUS_SUCCESS for result in results)
         num_successes = sum(result.status == STATUS_SUCCESS for result in results)
         return cls(num_rows=len(results), num_successes=num_successes, messages=dict(messages.most_common()))
+
+
+def read_counts(pool: Pool, shard: int) -> ShardCounts:
+    """Return the counts of a committed shard, from its `_stats.json`."""
+    stats = json.loads(pool.read_bytes(f"shards/{shard_name(shard)}_stats.json"))
+    return ShardCounts(num_rows=stats["count"], num_successes=stats["successes"], messages=stats["status_dict"])
 
 
 class Spool:
@@ -112,6 +121,7 @@ def build_table(shard: int, rows: pa.Table, results: Sequence[Transformed], shar
     for name in RESULT_COLUMNS:
         columns[name] = [getattr(result, name) for result in results]
     table = pa.table(columns, schema=sample_schema(extra))
+    table = bury(table, np.array([result.status == STATUS_FORGOTTEN for result in results], dtype=bool))
     digests = {
         SHARD_DIGEST_KEY: shard_digest(table).encode(),
         UID_DIGEST_KEY: digest_uids(rows["uid"].to_pylist()).encode(),

@@ -13,7 +13,7 @@ import pytest
 from curate.fetch import client as client_module
 from curate.fetch.addresses import parse_url
 from curate.fetch.body import Inflater
-from curate.fetch.client import Client, Memory
+from curate.fetch.client import Client, Memory, Visit
 from curate.fetch.config import DownloadConfig
 from curate.fetch.errors import FetchError, PermanentError
 from tests.webserver import Route, WebServer
@@ -33,10 +33,11 @@ def fetch(*urls: str, memory: Memory | None = None, per_host: int = 8, **options
 
     async def run() -> list[bytes | str]:
         async with Client(DownloadConfig(**settings), memory or Memory(), connections_per_host=per_host) as client:
+            visit = Visit()
 
             async def one(url: str) -> bytes | str:
                 try:
-                    return await client.fetch(parse_url(url), "0" * 32, set())
+                    return await client.fetch(parse_url(url), "0" * 32, set(), visit)
                 except FetchError as error:
                     return str(error)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from curate.executor import Executor
 from curate.fetch.config import DownloadConfig
-from curate.fetch.download import DownloadReport, download
+from curate.fetch.download import DownloadReport, download, group_shards
 from curate.store import Pool
 from schemas.errors import InputError, ShardError
 from schemas.progress import SilentProgress
@@ -304,3 +304,22 @@ def is_at_work(process: Process) -> bool:
         and not process.command.startswith("ray::IDLE")
         and "Agent" not in process.command
     )
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "num_workers", "sizes"),
+    [
+        (1, 2, [1]),
+        (2, 2, [1, 1]),
+        (3, 2, [1, 2]),
+        (4, 2, [2, 2]),
+        (16, 2, [8, 8]),
+        (17, 2, [4, 4, 4, 5]),
+        (40, 2, [6, 7, 7, 6, 7, 7]),
+    ],
+)
+def test_workers_get_equal_shares(num_shards: int, num_workers: int, sizes: list[int]) -> None:
+    groups = group_shards(range(5, 5 + num_shards), num_workers, config())
+    assert [len(group) for group in groups] == sizes
+    assert [shard for group in groups for shard in group] == list(range(5, 5 + num_shards))
+    assert all(len(group) == 1 for group in group_shards(range(num_shards), num_workers, config(fetcher="img2dataset")))
