@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto, an S3-compatible server")
+pytest.importorskip("s3fs", reason="needs the extra s3-test")
+pytest.importorskip("moto", reason="needs the extra s3-test")
 
 from curate.store import Store
 from tests.object_store import ObjectStore, serve_bucket
