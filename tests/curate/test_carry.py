@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.annotate import annotate, parse_operator
 from curate.build import BuildConfig, build
 from curate.carry import find_columns
 from curate.executor import Executor
@@ -14,6 +15,7 @@ from curate.store import Pool
 from schemas.errors import InputError, MissingColumnsError
 from schemas.progress import SilentProgress
 from tests.curate.pool_builder import SCORE, annotate_shard, annotated_pool
+from tests.pool import make_rows, write_shard
 from train.index import Dataset
 
 VECTORS = pa.schema([("image_embedding", pa.list_(pa.float16(), 2)), ("cluster_id", pa.int32())])
@@ -87,3 +89,15 @@ def test_an_unfinished_annotation_is_refused_with_the_command_that_finishes_it(p
 def test_labels_of_the_selection_go_before_the_pools(pool: Pool) -> None:
     other = pool.labels()["siglip"]
     assert find_columns(pool, ["b32.clip_score"], {"b32": other}) == {"b32.clip_score": other}
+
+
+def test_columns_of_the_whole_pool_are_carried_until_it_grows(
+    pool: Pool, ray_session: Executor, tmp_path: Path
+) -> None:
+    annotate(pool, [parse_operator("exact_dedup")], executor=ray_session)
+    config = BuildConfig(columns=("exact_dedup.image_num_copies",))
+    report = build(pool, "odd", str(tmp_path / "out"), config, executor=ray_session, progress=SilentProgress())
+    assert {row["exact_dedup.image_num_copies"] for row in rows_of(report.folder)} >= {1}
+    write_shard(pool, 2, make_rows(12, seed=9))
+    with pytest.raises(MissingColumnsError, match=r"'exact_dedup\.image_num_copies', which 3 of 3 shards lack"):
+        find_columns(pool, config.columns, pool.labels())
