@@ -85,8 +85,19 @@ class BuildReport:
     num_bytes: int
 
 
+# Given the pool, the selection's folder, the dataset's folder and its index: small files that go beside a dataset, by name.
+Describe = Callable[[Pool, str, Store, DatasetIndex], Mapping[str, bytes]]
+
+
 def build(
-    pool: Pool, selection: str, out: str, config: BuildConfig, *, executor: Executor, progress: Progress
+    pool: Pool,
+    selection: str,
+    out: str,
+    config: BuildConfig,
+    *,
+    executor: Executor,
+    progress: Progress,
+    describe: Describe = lambda *_: {},
 ) -> BuildReport:
     """Write the dataset of a selection (its name or its folder) into `out/<name>-<fp12>/`; a complete one is left as it is.
 
@@ -127,6 +138,8 @@ def build(
     if not config.view:
         # open_clip finds the number of samples here; a folder that img2dataset may write to never gets such a file.
         plan.out.commit_json(f"{plan.folder}/{SIZES_FILE}", {entry.tar: entry.num_samples for entry in index.shards})
+    for name, data in describe(pool, folder, Store(location), index).items():
+        plan.out.commit_bytes(f"{plan.folder}/{name}", data)
     plan.out.commit_bytes(f"{plan.folder}/{INDEX_FILE}", index.to_json().encode())
     return _report(location, index, num_written=len(missing))
 

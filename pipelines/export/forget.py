@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
 
 from curate.forget import Work
 from curate.forget_files import Eraser, Mask, digest_file, member_keys, open_seekable
@@ -19,14 +21,16 @@ from pipelines.export.target import EXPORT_FILE
 from schemas.errors import InputError
 
 # Formats whose files say by themselves which sample a part of them is; each file can lose samples and stay what it is.
-_FILTERED = frozenset(["open-clip", "parquet", "share"])
+_FILTERED = frozenset(["open-clip", "datacompdr", "parquet", "share", "hugging-face", "clip-retrieval"])
 _SIZES_FILE = "sizes.json"
+_CARD_FILE = "README.md"
+_VECTORS = ("img_emb/img_emb_{}.npy", "text_emb/text_emb_{}.npy")
 
 
 def check_exports(paths: Sequence[str]) -> None:
     """Raise InputError where a path is neither a subset file (.npy) nor the folder of an export."""
     for path in paths:
-        if not _is_subset(path) and not Store(path).exists(EXPORT_FILE):
+        if not _is_subset(path) and not _is_description(path) and not Store(path).exists(EXPORT_FILE):
             raise InputError(
                 f"{path} is no export: it has no {EXPORT_FILE} and is no .npy file; give what `winnow export` printed"
             )
@@ -37,12 +41,22 @@ def forget_in_exports(work: Work) -> None:
     for path in work.targets.exports:
         if _is_subset(path):
             _forget_in_subset(work.eraser, path, work.uids)
+        elif _is_description(path):
+            work.eraser.journal.leave(
+                path,
+                "it states digests of a dataset's files, which may have changed; it holds no sample",
+                f"make it anew: winnow export croissant DATASET --out {shlex.quote(path)}",
+            )
         else:
             _forget_in_folder(work.eraser, Store(path), work.uids)
 
 
 def _is_subset(path: str) -> bool:
     return path.endswith(".npy")
+
+
+def _is_description(path: str) -> bool:
+    return path.endswith(".json")
 
 
 def _forget_in_subset(eraser: Eraser, path: str, uids: frozenset[str]) -> None:
@@ -72,6 +86,8 @@ def _forget_in_folder(eraser: Eraser, store: Store, uids: frozenset[str]) -> Non
         return
     num_gone, gone = 0, set[str]()
     for path in content["files"]:
+        if content["kind"] == "clip-retrieval":
+            _forget_vectors(eraser, store, path, uids)
         found = _forget_in_file(eraser, store, path, uids)
         num_gone, gone = num_gone + len(found), gone.union(found)
     if eraser.is_dry:
@@ -79,6 +95,7 @@ def _forget_in_folder(eraser: Eraser, store: Store, uids: frozenset[str]) -> Non
     if store.exists(_SIZES_FILE) and _SIZES_FILE in content["files"]:
         sizes = {path: _count_samples(store, path) for path in json.loads(store.read_bytes(_SIZES_FILE))}
         eraser.replace(store, _SIZES_FILE, sorted(gone), (json.dumps(sizes, indent=2) + "\n").encode())
+    _update_card(eraser, store, content, sorted(gone))
     files = {path: {"bytes": store.num_bytes(path), "sha256": digest_file(store, path)} for path in content["files"]}
     if files == content["files"]:
         return
@@ -96,10 +113,9 @@ def _forget_in_folder(eraser: Eraser, store: Store, uids: frozenset[str]) -> Non
 def _forget_in_file(eraser: Eraser, store: Store, path: str, uids: frozenset[str]) -> list[str]:
     """Remove samples from one file; return the uid of everything that was removed, of each repetition again."""
     suffix = PurePosixPath(path).suffix
-    if suffix == ".tar":
+    if suffix == ".tar":  # its samples are named by their uid, or by UID-COPY
         with open_seekable(store, path) as file:
             keys = {key for member in index_tar(file) for key in member_keys(member)}
-        # A sample's members are named UID-COPY.
         gone = sorted(key for key in keys if key.partition("-")[0] in uids)
         return [key.partition("-")[0] for key in gone] if eraser.tar(store, path, frozenset(gone), gone) else []
     if suffix == ".parquet" and "uid" in store.read_footer(path).schema.to_arrow_schema().names:
@@ -109,6 +125,50 @@ def _forget_in_file(eraser: Eraser, store: Store, path: str, uids: frozenset[str
 
         return eraser.parquet(store, path, ["uid"], find, lambda table, mask: table.filter(pa.array(~mask)))
     return []
+
+
+def _forget_vectors(eraser: Eraser, store: Store, path: str, uids: frozenset[str]) -> None:
+    """Remove the vectors of samples, whose rows are those of the metadata file `path`; the metadata, which tells them, loses them later."""
+    stem = PurePosixPath(path).stem
+    if not stem.startswith("metadata_"):
+        return
+    found = store.read_table(path, ["uid"])["uid"].to_pylist()
+    is_gone = np.array([uid in uids for uid in found], dtype=bool)
+    if not is_gone.any():
+        return
+    gone = [uid for uid in found if uid in uids]
+    for pattern in _VECTORS:
+        name = pattern.format(stem.removeprefix("metadata_"))
+        vectors = np.load(io.BytesIO(store.read_bytes(name)))
+        # Shorter already: an attempt that was killed came so far.
+        if len(vectors) == len(found):
+            buffer = io.BytesIO()
+            np.save(buffer, vectors[~is_gone])
+            eraser.replace(store, name, gone, buffer.getvalue())
+
+
+def _update_card(eraser: Eraser, store: Store, content: dict[str, Any], gone: Sequence[str]) -> None:
+    """Bring the counts at the head of a Hugging Face card up to date, which `datasets` compares with what it reads."""
+    if content["kind"] != "hugging-face" or not store.exists(_CARD_FILE):
+        return
+    head, _, body = store.read_bytes(_CARD_FILE).decode().removeprefix("---\n").partition("---\n")
+    front = yaml.safe_load(head)
+    tables = [path for path in content["files"] if path.endswith(".parquet")]
+    num_rows = sum(store.read_footer(path).num_rows for path in tables)
+    (split,) = front["dataset_info"]["splits"]
+    if split["num_examples"] == num_rows:
+        return
+    num_bytes = sum(_memory_bytes(store, path) for path in tables)
+    body = body.replace(f"{split['num_examples']:,} image-text pairs", f"{num_rows:,} image-text pairs")
+    split |= {"num_bytes": num_bytes, "num_examples": num_rows}
+    front["dataset_info"] |= {"download_size": sum(map(store.num_bytes, tables)), "dataset_size": num_bytes}
+    text = f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{body}"
+    eraser.replace(store, _CARD_FILE, gone, text.encode())
+
+
+def _memory_bytes(store: Store, path: str) -> int:
+    with store.open(path) as file:
+        return sum(batch.nbytes for batch in pq.ParquetFile(file).iter_batches())
 
 
 def _count_all(store: Store, content: dict[str, Any], num_gone: int) -> int:

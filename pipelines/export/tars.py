@@ -145,9 +145,17 @@ def read_samples(plan: TarPlan, part: Part) -> Iterator[Sample]:
 
 
 def write_tar(
-    plan: TarPlan, store: Store, part: Part, path: str, make: Callable[[Sample], Members]
+    plan: TarPlan,
+    store: Store,
+    part: Part,
+    path: str,
+    make: Callable[[Sample], Members],
+    name: Callable[[Sample], str] = lambda sample: sample.key,
 ) -> tuple[Files, list[Place], int]:
-    """Write a part's samples as the tar `path`; return the file's entry, every sample's place and where the last one ends."""
+    """Write a part's samples as the tar `path`; return the file's entry, every sample's place and where the last one ends.
+
+    A sample for which `make` returns no members is left out.
+    """
     files: Files = {}
     places = []
     with write_file(store, path, files) as file:
@@ -155,8 +163,9 @@ def write_tar(
         for sample in read_samples(plan, part):
             start, members = writer.position, []
             for suffix, data in make(sample):
-                members.append((suffix, writer.add(f"{sample.key}.{suffix}", data), len(data)))
-            places.append(Place(sample.key, start, tuple(members)))
+                members.append((suffix, writer.add(f"{name(sample)}.{suffix}", data), len(data)))
+            if members:
+                places.append(Place(name(sample), start, tuple(members)))
         end = writer.position
         writer.close()
     return files, places, end

@@ -22,7 +22,7 @@ COMMANDS = {
     "download": "URLS --pool --address --num-workers --fetcher --input-format --url-column --caption-column --uid-column --sha256-column --extra-columns --encoding --shard-size --image-size --resize-mode --resize-only-if-bigger --keep-original --encode-format --encode-quality --min-image-size --max-image-area --max-aspect-ratio --max-pixels --allow-private --user-agent --respect-robots --disallowed-directives --connections --connections-per-host --request-seconds --max-bytes --max-redirects --retries --backoff-seconds --max-retry-after-seconds --max-crawl-delay-seconds --shard-seconds --decode-threads --seed",
     "retry": "--pool --address --num-workers --fetcher --input-format --url-column --caption-column --uid-column --sha256-column --extra-columns --encoding --shard-size --image-size --resize-mode --resize-only-if-bigger --keep-original --encode-format --encode-quality --min-image-size --max-image-area --max-aspect-ratio --max-pixels --allow-private --user-agent --respect-robots --disallowed-directives --connections --connections-per-host --request-seconds --max-bytes --max-redirects --retries --backoff-seconds --max-retry-after-seconds --max-crawl-delay-seconds --shard-seconds --decode-threads --seed",
     "import": "SOURCE --pool --address --num-workers --kind --table --file-column --url-column --caption-column --uid-column --shard-size",
-    "annotate": "OPERATORS --pool --address --num-workers",
+    "annotate": "OPERATORS --pool --dry-run --address --num-workers",
     "operators": "--json",
     "select": "--pool --name --recipe --rule --weight --caption --top --per-group --mix --mix-cut --limit --seed --set --json",
     "browse": "--pool --selection --port --host --allow-remote --no-token --open",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -12,10 +13,11 @@ from curate.selection import Selection
 from curate.store import Pool
 from pipelines.export.source import DatasetSource, open_source
 from schemas.progress import SilentProgress
-from tests.curate.pool_builder import annotated_pool
+from tests.curate.pool_builder import annotate_shard, annotated_pool
 from tests.pool import CORRUPT_ROW
 
 CAPTIONS = {"recap.recaption": 0.5, "alt_text": 0.3, "recap.rewrite[*]": 0.2}
+VECTOR = pa.list_(pa.float16())
 WEIGHT = "1 + row % 3"
 # Readers that decode leave broken files out.
 WHOLE = f"row <> {CORRUPT_ROW}"
@@ -27,6 +29,31 @@ def make_selections(root: Path) -> Pool:
     select(pool, Selection(name="mixed", rules={"whole": WHOLE}, weight=WEIGHT, captions=CAPTIONS))
     select(pool, Selection(name="plain"))
     return pool
+
+
+def embed(
+    pool: Pool, label: str, column: str, *, seed: int, skip: int = -1, shards: tuple[int, ...] = (0, 1, 2)
+) -> None:
+    """Annotate the pool with random unit vectors of eight dimensions; the row `skip` of every shard has none."""
+    for shard in shards:
+        random = np.random.default_rng([seed, shard])
+        vectors = random.standard_normal((12, 8))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows = [None if row == skip else vector.astype(np.float16) for row, vector in enumerate(vectors)]
+        operator = "clip_embedding" if column == "image_embedding" else "clip_text_embedding"
+        annotate_shard(pool, shard, label, {column: rows}, pa.schema([(column, VECTOR)]), operator=operator)
+
+
+def read_vectors(pool: Pool, label: str, column: str) -> dict[str, np.ndarray]:
+    """Return the vector of every sample that has one, by uid."""
+    target = pool.labels()[label]
+    found = {}
+    for shard in pool.shards():
+        table = pool.read_table(pool.annotation_path(target.operator, target.fingerprint, shard))
+        for row in table.to_pylist():
+            if row[column] is not None:
+                found[row["uid"]] = np.asarray(row[column], np.float16)
+    return found
 
 
 def make_dataset(
