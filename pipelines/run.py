@@ -20,6 +20,7 @@ from curate.operator import Operator
 from curate.select import SelectReport, find_selection, select
 from curate.selection import Selection
 from curate.store import Pool, Store
+from pipelines.documents import make_documents
 from pipelines.evaluation import EVALUATION_FILE, Metrics, evaluate_run, find_evaluation
 from pipelines.recipe import OWN_DATASET, EvaluateSection, Recipe
 from pipelines.render import (
@@ -142,6 +143,7 @@ class _Run:
             self._recipe.build,
             executor=self._executor,
             progress=self._progress,
+            describe=make_documents,
         )
         self._report.dataset = str(report.folder)
         self._tell("build", not report.num_written, describe_build(report), self._report.dataset)

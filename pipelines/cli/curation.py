@@ -291,10 +291,19 @@ def build(
 ) -> None:
     """Write a selection as a dataset. Tars with Parquet sidecars and index.json, or a view; prints its folder last."""
     from curate.build import build as run
+    from pipelines.documents import make_documents
     from pipelines.render import describe_build
 
     with make_executor(address, num_workers) as executor:
-        report = run(open_pool(pool), selection, out, config, executor=executor, progress=make_progress())
+        report = run(
+            open_pool(pool),
+            selection,
+            out,
+            config,
+            executor=executor,
+            progress=make_progress(),
+            describe=make_documents,
+        )
     show(describe_build(report))
     typer.echo(report.folder)
 
