@@ -9,18 +9,20 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from curate.effort import LOG_FILE as LOG_FILE
 from curate.executor import Executor, Outcome
-from curate.fingerprint import pool_digest
+from curate.lineage import note_lineage
 from curate.operator import Operator, ShardOperator
+from curate.outlook import explain_missing
 from curate.parse import is_from_file
 from curate.parse import parse_operator as parse_operator
-from curate.plan import Planned, label_targets, make_plan
+from curate.plan import Planned, digest_headers, label_targets, missing_shards, open_plan
 from curate.pool_pass import annotate_pool
 from curate.row_pass import RowPass, ShardReport, annotate_shard, load_consumer, split_late, stream_shard
 from curate.store import Pool, ShardHeader
@@ -30,7 +32,6 @@ from schemas.sample import shard_name
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE = "logs/annotate.jsonl"
 _LISTED_SHARDS = 10
 
 
@@ -45,6 +46,7 @@ class OperatorReport:
     num_shards_current: int
     num_rows: int
     num_errors: int
+    reason: str = ""  # why shards had to be computed; empty where none had
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +76,6 @@ def annotate(
     return AnnotateReport(operators=tuple(run.reports()), seconds=time.monotonic() - started)
 
 
-def find_missing(pool: Pool, operators: Sequence[Operator]) -> dict[str, list[int]]:
-    """Return the shards that each operator, and each that these require, still lacks, by its name in SQL."""
-    headers, plan = _open(pool, operators)
-    digest = _pool_digest(headers)
-    return {label: _missing(pool, planned, headers, digest) for planned in plan for label in planned.labels}
-
-
 class _Run:
     """One call of `annotate`: passes over the shards and pool-wide operators by turns."""
 
@@ -88,13 +83,15 @@ class _Run:
         self._pool = pool
         self._executor = executor
         self._progress = progress
-        self._headers, self._plan = _open(pool, operators)
-        self._digest = _pool_digest(self._headers)
-        self._missing = {p.fingerprint: _missing(pool, p, self._headers, self._digest) for p in self._plan}
+        self._headers, self._plan = open_plan(pool, operators)
+        self._digest = digest_headers(self._headers)
+        self._missing = {p.fingerprint: missing_shards(pool, p, self._headers, self._digest) for p in self._plan}
+        self._reasons = explain_missing(pool, self._plan, self._headers, self._missing)
         # Shard -> error rows, for what this run committed.
         self._done: dict[str, dict[int, int]] = {planned.fingerprint: {} for planned in self._plan}
 
     def go(self) -> None:
+        note_lineage(self._pool, self._plan)
         # Set first, not last: a selection must be able to say how many shards a label lacks.
         self._pool.set_labels(label_targets(self._plan))
         self._remove_abandoned()
@@ -115,7 +112,7 @@ class _Run:
         """Return what is committed, for a person who just pressed Ctrl-C."""
         total = len(self._headers)
         # Asked of the disk: a worker may have committed what it had not reported yet.
-        left = {p.labels[0]: len(_missing(self._pool, p, self._headers, self._digest)) for p in self._plan}
+        left = {p.labels[0]: len(missing_shards(self._pool, p, self._headers, self._digest)) for p in self._plan}
         return ", ".join(f"{label} {total - missing} of {total} shards" for label, missing in left.items())
 
     def reports(self) -> Iterator[OperatorReport]:
@@ -131,6 +128,7 @@ class _Run:
                     num_shards_current=len(self._headers) - len(self._missing[planned.fingerprint]),
                     num_rows=sum(self._headers[shard].num_rows for shard in done),
                     num_errors=sum(done.values()),
+                    reason=self._reasons[planned.fingerprint],
                 )
 
     def _remove_abandoned(self) -> None:
@@ -190,50 +188,44 @@ class _Run:
             self._progress.close()
         self._done[planned.fingerprint] |= report.num_errors
         num_rows = sum(header.num_rows for header in self._headers.values())
-        self._log([planned], None, num_rows, sum(report.num_errors.values()), report.seconds)
+        num_errors = sum(report.num_errors.values())
+        self._log([planned], None, num_rows, num_errors, report.seconds, {planned.fingerprint: report.seconds})
 
     def _record(self, row_pass: RowPass, report: ShardReport) -> None:
         for fingerprint, num_errors in report.num_errors.items():
             self._done[fingerprint][report.shard] = num_errors
         ran = [planned for planned in row_pass.plan if planned.fingerprint in report.num_errors]
-        self._log(ran, report.shard, report.num_rows, sum(report.num_errors.values()), report.seconds)
+        num_errors = sum(report.num_errors.values())
+        self._log(ran, report.shard, report.num_rows, num_errors, report.seconds, report.spent)
 
-    def _log(self, ran: Iterable[Planned], shard: int | None, rows: int, errors: int, seconds: float) -> None:
-        """Note what a shard cost, for `winnow status`; a remote pool keeps no such notes, object stores cannot append."""
+    def _log(
+        self,
+        ran: Sequence[Planned],
+        shard: int | None,
+        rows: int,
+        errors: int,
+        seconds: float,
+        spent: Mapping[str, float],
+    ) -> None:
+        """Note what a shard cost, for `winnow status` and estimates; a remote pool keeps no such notes, object stores cannot append."""
         if not self._pool.is_local:
             return
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "operators": [planned.labels[0] for planned in ran],
+            "names": [planned.operator.name for planned in ran],
             "fingerprints": [planned.fingerprint[:12] for planned in ran],
             "shard": shard,
             "rows": rows,
             "errors": errors,
             "seconds": round(seconds, 3),
+            "operator_seconds": [round(spent.get(planned.fingerprint, 0.0), 4) for planned in ran],
+            "reads_pictures": any(planned.reads_pictures for planned in ran),
         }
         path = Path(self._pool.locate(LOG_FILE))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def _open(pool: Pool, operators: Sequence[Operator]) -> tuple[dict[int, ShardHeader], list[Planned]]:
-    if not operators:
-        raise InputError("no operator was named; `winnow operators` lists them")
-    headers = {shard: pool.shard_header(shard) for shard in pool.require_shards()}
-    columns = pool.read_footer(pool.shard_parquet(min(headers))).schema.to_arrow_schema().names
-    folder = pool.root if pool.is_local else ""
-    plan = make_plan(pool, operators, columns)
-    return headers, [replace(planned, operator=planned.operator.placed(folder)) for planned in plan]
-
-
-def _pool_digest(headers: Mapping[int, ShardHeader]) -> str:
-    return pool_digest({shard: header.shard_digest for shard, header in headers.items()})
-
-
-def _missing(pool: Pool, planned: Planned, headers: Mapping[int, ShardHeader], digest: str) -> list[int]:
-    name = planned.operator.name
-    return pool.missing(name, planned.fingerprint, headers, digest if planned.follows_pool else "")
 
 
 def _shard_error(failures: Mapping[str, str], num_shards: int) -> ShardError:

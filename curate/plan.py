@@ -15,7 +15,7 @@ from curate.operator import (
     PoolOperator,
     ShardOperator,
 )
-from curate.store import LabelTarget, Pool
+from curate.store import LabelTarget, Pool, ShardHeader
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
 from schemas.errors import InputError, MissingColumnsError
 from schemas.sample import SQL_NAMES
@@ -86,6 +86,11 @@ class Planned:
         return isinstance(self.operator, ShardOperator) and self.operator.resources.model
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether a shard's pictures are decoded for it."""
+        return any(origin.kind in ("image", "image_luma") for origin in self.origins.values())
+
+    @property
     def upstream(self) -> frozenset[str]:
         """The fingerprints of the operators whose columns it reads."""
         return frozenset(origin.fingerprint for origin in self.origins.values() if origin.fingerprint)
@@ -102,6 +107,28 @@ def make_plan(pool: Pool, operators: Sequence[Operator], sample_columns: Iterabl
     plan = list(planner.planned.values())
     _check_labels(pool, plan)
     return plan
+
+
+def open_plan(pool: Pool, operators: Sequence[Operator]) -> tuple[dict[int, ShardHeader], list[Planned]]:
+    """Return the headers of a pool's shards, and the plan of `operators` over them; raises `InputError` where either is empty."""
+    if not operators:
+        raise InputError("no operator was named; `winnow operators` lists them")
+    headers = {shard: pool.shard_header(shard) for shard in pool.require_shards()}
+    columns = pool.read_footer(pool.shard_parquet(min(headers))).schema.to_arrow_schema().names
+    folder = pool.root if pool.is_local else ""
+    plan = make_plan(pool, operators, columns)
+    return headers, [replace(planned, operator=planned.operator.placed(folder)) for planned in plan]
+
+
+def digest_headers(headers: Mapping[int, ShardHeader]) -> str:
+    """Return the identity of a pool's rows."""
+    return pool_digest({shard: header.shard_digest for shard, header in headers.items()})
+
+
+def missing_shards(pool: Pool, planned: Planned, headers: Mapping[int, ShardHeader], digest: str) -> list[int]:
+    """Return the shards for which an operator has no current file."""
+    name = planned.operator.name
+    return pool.missing(name, planned.fingerprint, headers, digest if planned.follows_pool else "")
 
 
 def label_targets(plan: Sequence[Planned]) -> dict[str, LabelTarget]:
@@ -240,7 +267,7 @@ class _Planner:
             else None
         )
         follows_pool = header is not None and bool(header.pool_digest)
-        digest = pool_digest({shard: header.shard_digest for shard, header in headers.items()}) if follows_pool else ""
+        digest = digest_headers(headers) if follows_pool else ""
         missing = self._pool.missing(target.operator, target.fingerprint, headers, digest)
         if missing:
             raise MissingColumnsError(

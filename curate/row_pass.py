@@ -7,9 +7,10 @@ prepares what the models need, and a consumer made by `load_consumer` runs the m
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -26,6 +27,8 @@ from schemas.errors import ContractError
 _loaded: dict[str, Annotate] = {}
 _prepares: dict[str, Prepare | None] = {}
 _load_lock = threading.Lock()
+# Seconds in each operator, by fingerprint.
+Spent = defaultdict[str, float]
 _PICTURE_KEYS: dict[str, OriginKey] = {kind: (kind, "", kind) for kind in (IMAGE_COLUMN, IMAGE_LUMA_COLUMN)}
 
 
@@ -50,6 +53,9 @@ class ShardReport:
     num_rows: int
     seconds: float
     num_errors: dict[str, int]
+    spent: dict[
+        str, float
+    ]  # seconds in each operator, by fingerprint, loading left out; what else took time is reading and decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,7 @@ class _Inputs:
     num_rows: int
     read: Callable[[Origin], Input]
     known: dict[OriginKey, Input] = field(default_factory=dict)
+    spent: Spent = field(default_factory=lambda: defaultdict(float))
 
     def find(self, origin: Origin) -> Input:
         key = origin_key(origin)
@@ -142,15 +149,20 @@ def stream_shard(row_pass: RowPass, header: ShardHeader) -> Iterator[StreamItem 
     started = time.monotonic()
     missing = row_pass.missing(header)
     stages = _Stages.of(missing)
+    spent: Spent = defaultdict(float)
     with write_annotations(row_pass.pool, stages.early, header, row_pass.pool_digest) as writers:
-        for chunk, inputs in _read_inputs(row_pass.pool, header, missing):
+        for chunk, inputs in _read_inputs(row_pass.pool, header, missing, spent):
             uids = chunk.samples.column("uid").combine_chunks()
             prepared = _run_early(stages, chunk, inputs, lambda p, output: writers[p.fingerprint].add(uids, output))  # noqa: B023
             if stages.late:
                 yield _make_item(uids, inputs, stages.late, prepared)
     errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
     yield ShardReport(
-        shard=header.shard, num_rows=header.num_rows, seconds=time.monotonic() - started, num_errors=errors
+        shard=header.shard,
+        num_rows=header.num_rows,
+        seconds=time.monotonic() - started,
+        num_errors=errors,
+        spent=dict(spent),
     )
 
 
@@ -180,7 +192,7 @@ def origin_key(origin: Origin) -> OriginKey:
 
 
 _Late = tuple[list[Planned], StreamItem | ShardReport]
-_LateResult = tuple[StreamItem | ShardReport, dict[str, Output]]
+_LateResult = tuple[StreamItem | ShardReport, dict[str, Output], Spent]
 
 
 def _consume(
@@ -191,8 +203,10 @@ def _consume(
 ) -> ShardReport:
     late = split_late(row_pass.missing(header))
     report: ShardReport | None = None
+    spent: Spent = defaultdict(float)
     with write_annotations(row_pass.pool, late, header, row_pass.pool_digest) as writers:
-        for item, outputs in lookahead.map((late, item) for item in items):
+        for item, outputs, seconds in lookahead.map((late, item) for item in items):
+            _add(spent, seconds)
             if isinstance(item, ShardReport):
                 report = item
                 continue
@@ -200,9 +214,8 @@ def _consume(
                 writers[fingerprint].add(item.uids, output)
         assert report is not None, "the stream ended without its report"
     errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
-    return ShardReport(
-        shard=header.shard, num_rows=header.num_rows, seconds=report.seconds, num_errors=report.num_errors | errors
-    )
+    _add(spent, report.spent)
+    return replace(report, num_errors=report.num_errors | errors, spent=dict(spent))
 
 
 def _run_late(lock: threading.Lock, work: _Late) -> _LateResult:
@@ -210,19 +223,21 @@ def _run_late(lock: threading.Lock, work: _Late) -> _LateResult:
     late, item = work
     outputs: dict[str, Output] = {}
     if isinstance(item, ShardReport):
-        return item, outputs
+        return item, outputs, defaultdict(float)
     inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
     for planned in late:
-        batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned))
+        batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned), inputs.spent)
         assert isinstance(planned.operator, ShardOperator)
         bears_threads = planned.operator.resources.concurrent_batches > 1
         with nullcontext() if bears_threads else lock:
-            outputs[planned.fingerprint] = _run(planned, batches)
+            outputs[planned.fingerprint] = _run(planned, batches, inputs.spent)
         inputs.add(planned, outputs[planned.fingerprint])
-    return item, outputs
+    return item, outputs, inputs.spent
 
 
-def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) -> Iterator[tuple[Chunk, _Inputs]]:
+def _read_inputs(
+    pool: Pool, header: ShardHeader, missing: Sequence[Planned], spent: Spent
+) -> Iterator[tuple[Chunk, _Inputs]]:
     """Yield the shard's chunks with the inputs that do not come from an operator that is running now."""
     if not missing:
         return
@@ -236,7 +251,7 @@ def _read_inputs(pool: Pool, header: ShardHeader, missing: Sequence[Planned]) ->
     with StoredColumns(pool, header, [origin for origin in origins if origin.kind == "annotation"]) as stored:
         for chunk in read_chunks(pool, header, columns, needs_tar=needs_tar, needs_files=needs_files):
             read = functools.partial(_read_origin, chunk)
-            yield chunk, _Inputs(num_rows=chunk.num_rows, read=read, known=stored.take(chunk.num_rows))
+            yield chunk, _Inputs(num_rows=chunk.num_rows, read=read, known=stored.take(chunk.num_rows), spent=spent)
 
 
 def _read_origin(chunk: Chunk, origin: Origin) -> Input:
@@ -262,14 +277,14 @@ def _run_early(
         write(planned, output)
 
     for planned in stages.before:
-        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned))))
+        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned), inputs.spent), inputs.spent))
     prepared: dict[str, Batches] = {}
     if stages.beside_pictures or stages.late_pictures:
         outputs, prepared = _run_beside_pictures(stages, chunk, inputs)
         for planned in stages.beside_pictures:
             finish(planned, outputs[planned.fingerprint])
     for planned in stages.after:
-        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned))))
+        finish(planned, _run(planned, _prepare(planned, inputs.batches(planned), inputs.spent), inputs.spent))
     return prepared
 
 
@@ -285,13 +300,13 @@ def _run_beside_pictures(
     for start, stop, pictures in chunk.decode(needs_colour="image" in kinds, needs_luma="image_luma" in kinds):
         read = functools.partial(_slice, inputs, start, stop)
         known = {_PICTURE_KEYS[kind]: found for kind, found in pictures.items()}
-        block = _Inputs(num_rows=stop - start, read=read, known=known)
+        block = _Inputs(num_rows=stop - start, read=read, known=known, spent=inputs.spent)
         for planned in stages.beside_pictures:
-            output = _run(planned, _prepare(planned, block.batches(planned)))
+            output = _run(planned, _prepare(planned, block.batches(planned), block.spent), block.spent)
             block.add(planned, output)
             outputs[planned.fingerprint].append(output)
         for planned in ready:
-            prepared[planned.fingerprint].append(_prepare(planned, block.batches(planned)))
+            prepared[planned.fingerprint].append(_prepare(planned, block.batches(planned), block.spent))
         if len(ready) < len(stages.late_pictures):
             for kind, found in pictures.items():
                 kept.setdefault(kind, []).append(found)
@@ -312,7 +327,7 @@ def _make_item(uids: pa.Array, inputs: _Inputs, late: Iterable[Planned], prepare
         if planned.fingerprint in batches:
             continue
         if planned.upstream.isdisjoint(produced_late):
-            batches[planned.fingerprint] = _prepare(planned, inputs.batches(planned))
+            batches[planned.fingerprint] = _prepare(planned, inputs.batches(planned), inputs.spent)
             continue
         for origin in planned.origins.values():
             if origin.fingerprint not in produced_late:
@@ -320,7 +335,7 @@ def _make_item(uids: pa.Array, inputs: _Inputs, late: Iterable[Planned], prepare
     return StreamItem(uids=uids, inputs=columns, batches=batches)
 
 
-def _prepare(planned: Planned, batches: Batches) -> Batches:
+def _prepare(planned: Planned, batches: Batches, spent: Spent) -> Batches:
     """Do the CPU half of an operator, where it has one; what it returns may have other columns, never other rows."""
     operator = planned.operator
     assert isinstance(operator, ShardOperator)
@@ -329,7 +344,9 @@ def _prepare(planned: Planned, batches: Batches) -> Batches:
     prepare = _prepares[planned.fingerprint]
     if prepare is None:
         return batches
+    started = time.monotonic()
     tables = [prepare(table) for table in batches.tables]
+    spent[planned.fingerprint] += time.monotonic() - started
     for before, after in zip(batches.tables, tables, strict=True):
         if before.num_rows != after.num_rows:
             raise ContractError(
@@ -338,14 +355,23 @@ def _prepare(planned: Planned, batches: Batches) -> Batches:
     return Batches(tables=tables, rows=batches.rows, errors=batches.errors)
 
 
-def _run(planned: Planned, batches: Batches) -> Output:
+def _run(planned: Planned, batches: Batches, spent: Spent) -> Output:
     operator = planned.operator
     assert isinstance(operator, ShardOperator)
     with _load_lock:
         if planned.fingerprint not in _loaded:
             _loaded[planned.fingerprint] = operator.load()
     annotate = _loaded[planned.fingerprint]
-    return scatter(operator, batches, [annotate(table) for table in batches.tables])
+    started = time.monotonic()
+    output = scatter(operator, batches, [annotate(table) for table in batches.tables])
+    # Batches that wait at the same time for a program elsewhere share what it took.
+    spent[planned.fingerprint] += (time.monotonic() - started) / operator.resources.concurrent_batches
+    return output
+
+
+def _add(spent: Spent, more: Mapping[str, float]) -> None:
+    for fingerprint, seconds in more.items():
+        spent[fingerprint] += seconds
 
 
 def _reads_pictures(planned: Planned) -> bool:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curate.operator import Operator, PoolOperator
+from curate.outlook import NEVER
 from curate.store import Store
 from schemas.sample import STATUS_SUCCESS
 from train.datacomp import Summary, summarise
@@ -95,7 +96,11 @@ def tabulate_annotations(report: "AnnotateReport") -> RenderableType:
     for entry in report.operators:
         counts = (entry.num_shards, entry.num_shards_current, entry.num_rows, entry.num_errors)
         table.add_row(entry.sql_name, entry.operator, entry.fingerprint[:12], *(f"{count:,}" for count in counts))
-    return Group(table, f"{report.seconds:,.1f} s")
+    # What nobody asked for in so many words: shards done again, and rows computed again because others came.
+    reasons = [
+        f"{entry.sql_name}: {escape(entry.reason)}" for entry in report.operators if entry.reason not in ("", NEVER)
+    ]
+    return Group(table, *reasons, f"{report.seconds:,.1f} s")
 
 
 def tabulate_funnel(report: "SelectReport") -> RenderableType:

@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 
 from rich.console import RenderableType
 
-from curate.annotate import annotate, find_missing
+from curate.annotate import annotate
 from curate.build import build, find_dataset
 from curate.executor import Executor
 from curate.fetch.download import download
 from curate.fetch.ingest import find_plan
 from curate.fingerprint import canonical_json
 from curate.operator import Operator
+from curate.outlook import preview
 from curate.select import SelectReport, find_selection, select
 from curate.selection import Selection
 from curate.store import Pool, Store
 from pipelines.documents import make_documents
 from pipelines.evaluation import EVALUATION_FILE, Metrics, evaluate_run, find_evaluation
+from pipelines.outlook_report import format_seconds, list_operators, list_totals
 from pipelines.recipe import OWN_DATASET, EvaluateSection, Recipe
 from pipelines.render import (
     UP_TO_DATE,
@@ -49,6 +51,7 @@ class Step:
     stage: str
     is_current: bool
     text: str
+    lines: tuple[str, ...] = ()  # the particulars
 
 
 @dataclass(kw_only=True)
@@ -201,7 +204,7 @@ def _plan(recipe: Recipe, pool: Pool, out: str) -> Iterator[Step]:
     steps = {"download": _plan_download(recipe, pool)}
     yield steps["download"]
     if operators:
-        steps["annotate"] = _plan_annotate(operators, pool)
+        steps["annotate"] = _plan_annotate(operators, pool, _count_coming(recipe, pool))
         yield steps["annotate"]
     is_ready = all(step.is_current for step in steps.values())
     if recipe.select is not None:
@@ -234,16 +237,37 @@ def _plan_download(recipe: Recipe, pool: Pool) -> Step:
     return Step(stage="download", is_current=not missing, text=text)
 
 
-def _plan_annotate(operators: Sequence[Operator], pool: Pool) -> Step:
+def _count_coming(recipe: Recipe, pool: Pool) -> tuple[int, int]:
+    """Return the shards and rows that a planned download has still to bring; zeros where there is no plan yet."""
+    found = find_plan(recipe.input.urls, pool, recipe.download) if recipe.input.urls else None
+    if found is None:
+        return 0, 0
+    coming = sorted(set(found.shards) - set(pool.shards()))
+    sizes = [
+        min(found.shard_size, found.num_samples - found.shard_size * (shard - found.first_shard)) for shard in coming
+    ]
+    return len(coming), sum(sizes)
+
+
+def _plan_annotate(operators: Sequence[Operator], pool: Pool, coming: tuple[int, int]) -> Step:
     labels = [operator.sql_name for operator in operators]
     if not pool.shards():
         return Step(stage="annotate", is_current=False, text=f"every shard by {', '.join(labels)}")
-    missing = {label: len(shards) for label, shards in find_missing(pool, operators).items() if shards}
-    if not missing:
-        return Step(stage="annotate", is_current=True, text=f"{UP_TO_DATE} ({', '.join(labels)})")
-    total = len(pool.shards())
-    parts = [f"{label} {count:,} of {total:,} shards" for label, count in missing.items()]
-    return Step(stage="annotate", is_current=False, text=f"to do: {', '.join(parts)}")
+    outlook = preview(pool, operators)
+    lines = [*list_operators(outlook), *list_totals(outlook)]
+    num_shards, num_rows = coming
+    if num_shards:
+        more = f"and {num_shards:,} shards of {num_rows:,} rows that are to be fetched first"
+        if outlook.rows_per_second:
+            more += f", about {format_seconds(num_rows / outlook.rows_per_second)} of work"
+        lines.append(f"{more}; pool-wide operators will then compute every row again")
+    todo = {entry.label: entry.num_todo for entry in outlook.operators if entry.num_todo}
+    if not todo and not num_shards:
+        return Step(stage="annotate", is_current=True, text=f"{UP_TO_DATE} ({', '.join(labels)})", lines=tuple(lines))
+    parts = [f"{label} {count:,} of {outlook.num_shards:,} shards" for label, count in todo.items()]
+    return Step(
+        stage="annotate", is_current=False, text=f"to do: {', '.join(parts) or 'the new shards'}", lines=tuple(lines)
+    )
 
 
 def _describe_rules(selection: Selection, is_ready: bool) -> str:

@@ -27,6 +27,9 @@ from pipelines.cli.app import (
 from pipelines.cli.flags import SelectionFlags, choose_selection, stored_settings, with_settings
 from schemas.errors import InputError
 
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, why, and what it may take; write nothing.")
+]
 MixOption = Annotated[
     str, typer.Option("--mix", metavar="SQL=SOURCE:SHARE,...", help="Draw sources in these shares; others are dropped.")
 ]
@@ -92,15 +95,21 @@ def annotate(
         typer.Argument(metavar="OP[:KEY=VALUE,...]", help="Operators, or .py files with one; see `winnow operators`."),
     ],
     pool: PoolOption,
+    dry_run: DryRunFlag = False,
     address: AddressOption = "",
     num_workers: WorkersOption = 0,
 ) -> None:
     """Add the columns of operators to a pool. Each shard is read and decoded once for all of them."""
     from curate.annotate import annotate as run
     from curate.annotate import parse_operator
+    from curate.outlook import preview
+    from pipelines.outlook_report import tabulate_outlook
     from pipelines.render import tabulate_annotations
 
     parsed = [parse_operator(text) for text in operators]
+    if dry_run:
+        show(tabulate_outlook(preview(open_pool(pool), parsed), num_workers))
+        return
     with make_executor(address, num_workers) as executor:
         report = run(open_pool(pool), parsed, executor=executor, progress=make_progress())
     show(tabulate_annotations(report))

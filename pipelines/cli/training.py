@@ -168,7 +168,7 @@ def run_recipe(
         loaded = loaded.with_input(input_lists)
     if dry_run:
         for step in plan(loaded, pool, out):
-            typer.echo(f"{step.stage}: {step.text}")
+            typer.echo("\n  ".join([f"{step.stage}: {step.text}", *step.lines]))
         return
     with make_executor(address, num_workers) as executor:
         left = run(loaded, pool, out, executor=executor, progress=make_progress(), say=show)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from curate.operator import Operator
+from curate.plan import digest_headers, missing_shards, open_plan
 from curate.store import LabelTarget, Pool
 from schemas.annotation import AnnotationHeader, annotation_schema
 from tests.pool import make_pool
@@ -71,3 +73,10 @@ def annotated_pool(root: Path, *, num_shards: int = 3, shard_size: int = 12) -> 
         }
         annotate_shard(pool, shard, "recap", texts, REWRITES, operator="recap")
     return pool
+
+
+def find_missing(pool: Pool, operators: Sequence[Operator]) -> dict[str, list[int]]:
+    """Return the shards that each operator, and each that these require, still lacks, by its name in SQL."""
+    headers, plan = open_plan(pool, operators)
+    digest = digest_headers(headers)
+    return {label: missing_shards(pool, planned, headers, digest) for planned in plan for label in planned.labels}

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from curate.annotate import LOG_FILE, annotate, find_missing, parse_operator
+from curate.annotate import LOG_FILE, annotate, parse_operator
 from curate.executor import Executor
 from curate.store import LabelTarget, Pool
 from schemas.annotation import AnnotationHeader
 from schemas.errors import ContractError, InputError, MissingColumnsError, ShardError
+from tests.curate.pool_builder import find_missing
 from tests.model import make_checkpoint, make_siglip
 from tests.pool import COPY_ROW, CORRUPT_ROW, FAILED_ROWS, make_pool, make_rows, write_shard
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from curate.annotate import annotate, find_missing, parse_operator
+from curate.annotate import annotate, parse_operator
 from curate.executor import Executor
 from curate.operator import Annotate, PoolOperator, ShardOperator
 from curate.store import Pool
 from schemas.errors import ContractError, InputError
+from tests.curate.pool_builder import find_missing
 from tests.pool import make_rows, write_shard
 
 if TYPE_CHECKING:
