@@ -85,6 +85,7 @@ class View:
             try:
                 if self._is_dirty:
                     self._decisions.publish()
+                    self._is_dirty = False
             finally:
                 self.catalog.close()
                 self._evaluator.close()

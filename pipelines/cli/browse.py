@@ -1,5 +1,8 @@
 """The command that shows a pool in a web page."""
 
+import signal
+import threading
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -25,13 +28,17 @@ def browse(
     from pipelines.browse.access import Access
     from pipelines.browse.launch import browse as run
 
-    token = {"token": ""} if no_token else {}
-    access = Access(host=host, allow_remote=allow_remote, **token)
+    access = Access(host=host, allow_remote=allow_remote)
+    if no_token:
+        access = replace(access, token="")
     opened = open_pool(pool)
 
     def announce(address: str) -> None:
-        typer.echo(f"{address}\nCtrl-C ends it; decisions are kept in the pool as manual.decision", err=False)
+        typer.echo(f"{address}\nCtrl-C ends it; decisions are kept in the pool as manual.decision")
 
+    if threading.current_thread() is threading.main_thread():
+        # Ended by a system, it has decisions to write and a process to end as well.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(opened, access, port=port, selection=selection, is_opened=open_browser, announce=announce)
     except KeyboardInterrupt:

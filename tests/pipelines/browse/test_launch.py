@@ -36,7 +36,10 @@ def server(pool: Pool) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def test_it_serves_until_it_is_stopped_and_keeps_what_was_decided(server: subprocess.Popen[str], pool: Pool) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_stopped_and_keeps_what_was_decided(
+    server: subprocess.Popen[str], pool: Pool, number: signal.Signals
+) -> None:
     assert server.stdout is not None
     assert server.stderr is not None
     address = server.stdout.readline().strip()
@@ -47,7 +50,7 @@ def test_it_serves_until_it_is_stopped_and_keeps_what_was_decided(server: subpro
         assert client.get(address).status_code == 200
         uid = client.get("/api/grid").json()["rows"][4]["uid"]
         client.post("/api/decide", json={"uids": [uid], "decision": "drop"}).raise_for_status()
-    server.send_signal(signal.SIGINT)
+    server.send_signal(number)
     assert server.wait(timeout=60) == 130
     assert server.stderr.read() == "stopped; what was decided is in the pool as manual.decision\n"
     with Catalog(pool) as catalog:

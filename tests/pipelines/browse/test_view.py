@@ -141,5 +141,8 @@ def test_a_ledger_of_another_pool_is_refused(tmp_path: Path) -> None:
     pool = annotated_pool(tmp_path / "pool", num_shards=1)
     folder = select(pool, Selection(name="mine")).folder
     write_shard(pool, 1, make_rows(12, seed=9), shard_size=12)
-    with Catalog(pool) as catalog, pytest.raises(InputError, match=r"the pool has changed since.*`winnow select` again"):
+    with (
+        Catalog(pool) as catalog,
+        pytest.raises(InputError, match=r"the pool has changed since.*`winnow select` again"),
+    ):
         read_verdicts(catalog, folder)
