@@ -33,9 +33,9 @@ _NO_OPERATIONS = [[0, 0.0], [0, 0.0]]
 
 def export(
     source: DatasetSource,
-    selection: SelectionSource,
     out: str,
     *,
+    selection: SelectionSource,
     executor: Executor,
     progress: Progress,
     synthetic: Mapping[str, str],

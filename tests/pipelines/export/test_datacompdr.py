@@ -41,7 +41,7 @@ def source(
 def run(source: DatasetSource, pool: Pool, out: Path, executor: Executor, **settings: Any) -> ExportReport:
     selection = require_selection(source, "datacompdr", pool.root)
     chosen = {"synthetic": SYNTHETIC, "text_embedding": "text.text_embedding", **settings}
-    return export(source, selection, str(out), executor=executor, progress=SilentProgress(), **chosen)
+    return export(source, str(out), selection=selection, executor=executor, progress=SilentProgress(), **chosen)
 
 
 @pytest.fixture(scope="module")

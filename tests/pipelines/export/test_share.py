@@ -118,8 +118,8 @@ def test_a_picture_that_changed_since_is_left_out(
         server.add(path, jpeg(draw((200, 30, 40), "square", seed=int(path[1:-4]))))
     assert row["uid"] not in found
     assert len(found) == selection(pool).num_samples - 1
-    (shard,) = Pool(tmp_path / "again/pool").shards()
-    rows = Pool(tmp_path / "again/pool").read_table(f"shards/{shard:05d}.parquet").to_pylist()
+    again = Pool(tmp_path / "again/pool")
+    rows = [entry for shard in again.shards() for entry in again.read_table(again.shard_parquet(shard)).to_pylist()]
     assert {entry["error_message"] for entry in rows if entry["uid"] == row["uid"]} == {"hash mismatch"}
 
 
