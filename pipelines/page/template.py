@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipelines.page import words
 
@@ -19,7 +19,7 @@ _SCHEMES = ("http://", "https://")
 def make_environment(*folders: Path) -> Environment:
     """Return an environment with the templates of `folders`, then of this package; values are escaped whatever a template is called.
 
-    A name that a template misspells raises instead of showing nothing. Filters: those of `words`, and `web_url`.
+    A name that a template misspells raises instead of showing nothing. Filters: those of `words`, `web_url` and `breakable`.
     """
     environment = Environment(
         loader=FileSystemLoader([*folders, _FOLDER]),
@@ -29,7 +29,7 @@ def make_environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(words, name) for name in words.FILTERS}
-    environment.filters["web_url"] = web_url
+    environment.filters |= {"web_url": web_url, "breakable": breakable}
     environment.globals["version"] = version("winnow")
     return environment
 
@@ -38,6 +38,11 @@ def make_environment(*folders: Path) -> Environment:
 def theme() -> Markup:
     """Return the style sheet that every page starts with, ready to stand in `<style>`."""
     return inline((_FOLDER / "theme.css").read_text(encoding="utf-8"))
+
+
+def breakable(name: str) -> Markup:
+    """Return a name, escaped, that a line may break after each of its dots and underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>").replace(".", ".<wbr>"))
 
 
 def inline(source: str) -> Markup:

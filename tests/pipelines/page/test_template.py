@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 
-from pipelines.page.template import inline, make_environment, offline_policy, theme, web_url
+from pipelines.page.template import breakable, inline, make_environment, offline_policy, theme, web_url
 
 HOSTILE = "\"><script>alert(1)</script>'"
 
@@ -51,6 +51,11 @@ def test_only_web_addresses_become_links(url: str | None) -> None:
 @pytest.mark.parametrize("url", ["https://example.org/a.jpg?b=1&c=%22", "HTTP://example.org/", " http://example.org/ "])
 def test_web_addresses_stay(url: str) -> None:
     assert web_url(url) == url.strip()
+
+
+def test_names_break_after_dots_and_underscores() -> None:
+    assert breakable("a_b.c") == "a_<wbr>b.<wbr>c"
+    assert breakable("<b>_&") == "&lt;b&gt;_<wbr>&amp;"
 
 
 def test_the_policy_forbids_the_network_and_names_inline_texts() -> None:
