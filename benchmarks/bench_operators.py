@@ -30,6 +30,7 @@ from curate.pool_work import PoolWork
 from curate.row_pass import RowPass, annotate_shard
 from curate.store import LabelTarget, Pool
 from schemas.sample_loss import SAMPLE_LOSS_SCHEMA, SAMPLE_LOSSES_FILE
+from schemas.uid import sample_uid
 from tests.captioner import make_captioner
 from tests.pool import Row, write_shard
 from tests.wordnet import make_wordnet
@@ -86,6 +87,8 @@ def make_world(folder: Path, rows: Sequence[Row]) -> World:
     """Write the files that operators take."""
     words = sorted({word for row in rows for word in (row.caption or "").split()})
     (folder / "metadata.txt").write_text("\n".join(words), encoding="utf-8")
+    decided = {"uid": [sample_uid(row.url, row.caption) for row in rows[:100]], "decision": ["keep"] * len(rows[:100])}
+    pq.write_table(pa.table(decided), folder / "decisions.parquet")
     np.save(folder / "targets.npy", np.random.default_rng(1).normal(size=(1000, DIMENSIONS)).astype(np.float32))
     references = Pool(folder / "references")
     write_shard(references, 0, rows[:200])
@@ -102,6 +105,7 @@ def make_world(folder: Path, rows: Sequence[Row]) -> World:
         "generative_score.model": str(make_captioner(folder / "captioner", "git")),
         "against": str(references.root),
         "metadata": str(folder / "metadata.txt"),
+        "decisions": str(folder / "decisions.parquet"),
         "targets": str(folder / "targets.npy"),
         "labels": str(folder / "targets.npy"),
         "losses": str(folder / SAMPLE_LOSSES_FILE),

@@ -11,6 +11,7 @@ from curate.annotate import annotate, parse_operator
 from curate.columns import Output
 from curate.executor import Executor
 from curate.operator import Operator, ShardOperator
+from curate.operators.manual import DECISIONS_SCHEMA
 from curate.store import Pool
 from schemas.sample_loss import SAMPLE_LOSS_SCHEMA, SAMPLE_LOSSES_FILE
 from schemas.uid import sample_uid
@@ -24,8 +25,8 @@ from tests.world import POOL_OPERATORS, ROW_OPERATORS, Source, World, annotate_p
 
 # Floats of a model depend a little on the batch they are computed in; half precision rounds that to its last place.
 TOLERANCE = 3e-3
-# A sample that training never drew has no loss, which is no failure of the sample.
-SILENT = {"noise_probability"}
+# A sample that training never drew has no loss, and one that nobody looked at no decision, which is no failure of the sample.
+SILENT = {"noise_probability", "manual"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_session: Executor) -> Wo
     losses = {"uid": uids, "loss": np.linspace(0, 3, len(uids)), "num_draws": [1] * len(uids)}
     pq.write_table(pa.table(losses).cast(SAMPLE_LOSS_SCHEMA), folder / SAMPLE_LOSSES_FILE)
     (folder / "synsets.txt").write_text("n02084071\nn13863186\n")
+    decided = {"uid": uids[:2], "decision": ["keep", "drop"]}
+    pq.write_table(pa.table(decided).cast(DECISIONS_SCHEMA), folder / "decisions.parquet")
     files = {
+        "decisions": str(folder / "decisions.parquet"),
         "wordnet": str(make_wordnet(folder / "wordnet")),
         "synsets": str(folder / "synsets.txt"),
         "model": str(make_checkpoint(folder / "model")),
