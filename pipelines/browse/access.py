@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 TOKEN_PARAMETER = "token"
 _LOCAL_NAMES = frozenset({"localhost"})
@@ -109,9 +109,9 @@ class AccessControl:
             return
         cookie = self._new_cookie(scope)
 
-        async def send_with_headers(message: "Mapping[str, object]") -> None:
+        async def send_with_headers(message: "Message") -> None:
             if message["type"] == "http.response.start":
-                given = list(message.get("headers", ()))  # type: ignore[call-overload]
+                given = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in given}
                 extra = [
                     (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in names
@@ -119,9 +119,9 @@ class AccessControl:
                 if cookie:
                     extra.append((b"set-cookie", cookie.encode()))
                 message = {**message, "headers": [*given, *extra]}
-            await send(message)  # type: ignore[arg-type]
+            await send(message)
 
-        await self._app(scope, receive, send_with_headers)  # type: ignore[arg-type]
+        await self._app(scope, receive, send_with_headers)
 
     def _refuse(self, scope: "Scope", headers: Mapping[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -185,7 +185,8 @@ def _host_name(host: str) -> str | None:
 
 def _token_of(scope: "Scope") -> str:
     try:
-        found = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=_MAX_PARAMETERS)
+        text: str = scope["query_string"].decode("latin-1")
+        found = parse_qs(text, max_num_fields=_MAX_PARAMETERS)
     except ValueError:  # too many of them
         return ""
     return found.get(TOKEN_PARAMETER, [""])[0]

@@ -38,16 +38,16 @@ class Verdicts:
     def where(self, outcome: str) -> Mask:
         """Return the rows that were "kept", "dropped" or first failed "rule:<name>"; raises InputError for anything else."""
         if outcome == KEPT:
-            return self.codes == 0
+            return np.equal(self.codes, 0)
         if outcome == DROPPED:
-            return self.codes != 0
+            return np.not_equal(self.codes, 0)
         names = [rule.name for rule in self.rules]
         name = outcome.removeprefix(_RULE)
         if not outcome.startswith(_RULE) or name not in names:
             raise InputError(
                 f"outcome {outcome[:200]!r} is not kept, dropped or rule:NAME; the rules are {', '.join(names)}"
             )
-        return self.codes == names.index(name) + 1
+        return np.equal(self.codes, names.index(name) + 1)
 
     def outcome(self, position: int) -> str:
         """Return "kept", or "rule:<name>" with the rule that dropped a row."""

@@ -207,10 +207,10 @@ class View:
         if not query.decision:
             return None
         if query.decision == UNDECIDED:
-            return self._codes == 0
+            return np.equal(self._codes, 0)
         if query.decision == DECIDED:
-            return self._codes != 0
-        return self._codes == DECISIONS.index(query.decision) + 1
+            return np.not_equal(self._codes, 0)
+        return np.equal(self._codes, DECISIONS.index(query.decision) + 1)
 
     def _find(self, query: Query) -> Positions:
         mask = self._base(query)
