@@ -212,11 +212,10 @@ class Tables:
         self._register("selections", pa.Table.from_pylist(rows, _SELECTIONS))
 
     def _add_funnel(self) -> None:
-        rows = [
-            {"selection": name, "position": position, **row}
-            for name, content in self._selections().items()
-            for position, row in enumerate(content["funnel"])  # type: ignore[arg-type]
-        ]
+        rows: list[dict[str, object]] = []
+        for name, content in self._selections().items():
+            funnel: Sequence[Mapping[str, object]] = content["funnel"]  # type: ignore[assignment]
+            rows += [{"selection": name, "position": position, **row} for position, row in enumerate(funnel)]
         self._register("funnel", pa.Table.from_pylist(rows, _FUNNEL))
 
     def _add_ledger(self) -> None:

@@ -78,7 +78,7 @@ def _value(schema: Schema) -> Schema:
     if "anyOf" in found:
         found["anyOf"] = [_value(option) for option in found["anyOf"]]
     if found.get("type") in {"integer", "number", "boolean"}:
-        outside = {key: found.pop(key) for key in ("default", "description") if key in found}
+        outside: Schema = {key: found.pop(key) for key in ("default", "description") if key in found}
         return {"anyOf": [found, _ref(_STAND_IN)], **outside}
     return found
 
@@ -167,9 +167,10 @@ def _parameter(setting: Setting) -> Schema:
 
 
 @cache
-def _kind(kind: object) -> Schema:
+def _kind(kind: Any) -> Schema:
     """Return pydantic's schema of a type; operators have few, and each costs a millisecond."""
-    return TypeAdapter(kind).json_schema(ref_template=_REF)
+    schema: Schema = TypeAdapter(kind).json_schema(ref_template=_REF)
+    return schema
 
 
 def _training(properties: Mapping[str, Schema]) -> Schema:
