@@ -31,7 +31,7 @@ DOORS = {
     "onnxruntime": ("curate/models/ocr.py",),
     "typer": ("pipelines/cli/",),
     "img2dataset": ("curate/fetch/",),
-    "aiohttp": ("curate/fetch/", "pipelines/demo/"),
+    "httptools": ("curate/fetch/response.py",),
     "httpx": ("curate/models/engine_openai.py",),
     "sqlite3": ("curate/models/answer_cache.py", "pipelines/export/energon.py"),
 }
