@@ -31,6 +31,7 @@ _MAX_BITS = 63
 _DOWNLOADED = f"{SAMPLES}.status = '{STATUS_SUCCESS}'"
 _DEFAULT_SHARES = ("source", "language_code", "language")
 _MAX_DEFAULT_MEANS = 6
+_NUMBERS = frozenset({"FLOAT", "DOUBLE", "TINYINT", "SMALLINT", "INTEGER", "BIGINT"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +207,14 @@ class _Sweep:
 
     def _default_means(self) -> tuple[str, ...]:
         """Return the scores that are varied and then the pool's, as SQL."""
-        found = [axis.choices[0].sql for axis in self._config.axes if axis.is_fraction]
-        for label, columns in self._catalog.label_columns.items():
-            if not self._catalog.files(label).missing:
-                found += [f"{label}.{column}" for column in columns if column.endswith("_score")]
-        return tuple(dict.fromkeys(found))[:_MAX_DEFAULT_MEANS]
+        varied = [axis.choices[0].sql for axis in self._config.axes if axis.is_fraction]
+        scores = [
+            f"{label}.{column}"
+            for label, columns in self._catalog.label_columns.items()
+            for column in columns
+            if column.endswith("_score") and self._catalog.column_type(label, column) in _NUMBERS
+        ]
+        return tuple(dict.fromkeys([*varied, *_complete(self._catalog, scores)]))[:_MAX_DEFAULT_MEANS]
 
     def _fixed(self) -> str:
         """Return the condition of the rows that pass every rule that stays."""
@@ -297,11 +301,19 @@ class _Sweep:
 
 def _default_shares(catalog: Catalog) -> tuple[str, ...]:
     """Return the columns of the source and of the language, where the pool has them."""
-    found = [name for name in _DEFAULT_SHARES if name in catalog.sample_columns]
-    for label, columns in catalog.label_columns.items():
-        if not catalog.files(label).missing:
-            found += [f"{label}.{name}" for name in _DEFAULT_SHARES if name in columns]
-    return tuple(found)
+    own = [name for name in _DEFAULT_SHARES if name in catalog.sample_columns]
+    found = [
+        f"{label}.{name}"
+        for label, columns in catalog.label_columns.items()
+        for name in _DEFAULT_SHARES
+        if name in columns
+    ]
+    return (*own, *_complete(catalog, found))
+
+
+def _complete(catalog: Catalog, columns: Sequence[str]) -> list[str]:
+    """Return the columns whose label has every shard: what nobody asked for must not stop a sweep."""
+    return [column for column in columns if not catalog.files(column.partition(".")[0]).missing]
 
 
 def _name_points(

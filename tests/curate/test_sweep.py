@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from curate.axis import read_condition, read_fractions
@@ -13,7 +14,7 @@ from curate.selection import Limit, Mix, PerGroup, Selection, Top
 from curate.store import Pool
 from curate.sweep import SweepConfig, SweepReport, sweep
 from schemas.errors import InputError, MissingColumnsError
-from tests.curate.pool_builder import SCORE, annotate_shard, annotated_pool
+from tests.curate.pool_builder import SCORE, annotate_shard, annotated_pool, fingerprint_of
 from tests.pool import FAILED_ROWS
 
 THRESHOLDS = read_condition("b32.clip_score > {0.05,1,1.5,7}")
@@ -146,6 +147,19 @@ def test_what_is_measured_by_itself(pool: Pool) -> None:
     report = sweep(pool, SweepConfig(axes=(read_condition("caption_num_words > {3,4}"),)))
     assert list(report.points[0].means) == ["b32.clip_score", "siglip.clip_score"]
     assert list(report.points[0].counts) == []
+
+
+def test_what_is_measured_by_itself_is_complete_and_a_number(tmp_path: Path) -> None:
+    pool = annotated_pool(tmp_path / "pool", num_shards=2)
+    listed = pa.schema([("caption_score", pa.list_(pa.float32())), ("source", pa.string())])
+    for shard in (0, 1):
+        columns = {"caption_score": [[0.5]] * 12, "source": ["web"] * 12}
+        annotate_shard(pool, shard, "lists", columns, listed, operator="lists")
+    (path,) = Path(pool.root).glob(f"annotations/clip_score/{fingerprint_of('siglip')[:12]}/00001.parquet")
+    path.unlink()
+    report = sweep(pool, SweepConfig(axes=(read_condition("row > {3,4}"),)))
+    assert list(report.points[0].means) == ["b32.clip_score"]
+    assert report.points[0].counts == {"lists.source": {"web": report.points[0].num_kept}}
 
 
 def test_many_values_become_the_most_frequent_and_all_others(tmp_path: Path) -> None:
