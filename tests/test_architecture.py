@@ -33,6 +33,8 @@ DOORS = {
     "img2dataset": ("curate/fetch/",),
     "httptools": ("curate/fetch/response.py",),
     "httpx": ("curate/models/engine_openai.py",),
+    "starlette": ("pipelines/browse/server.py",),
+    "uvicorn": ("pipelines/browse/launch.py",),
     "sqlite3": ("curate/models/answer_cache.py", "pipelines/export/energon.py"),
 }
 # OpenCV computes in more places than it decodes in.

@@ -224,7 +224,10 @@ def test_one_sample_in_full(open_page: OpenPage, served: Served) -> None:  # noq
     assert served.view.decision(served.view.locate(uid)) == "flag"
     page.keyboard.press("j")
     until(page, f"!location.search.includes('{uid}')")
-    page.wait_for_selector("#facts table")
+    until(
+        page,
+        "document.querySelectorAll('.caption-box').length === 3 && document.querySelector('#facts table') !== null",
+    )
     assert page.locator(".caption-box h4").all_inner_texts() == ["alt_text", "recap.recaption", "recap.rewrite"]
     page.keyboard.press("Escape")
     assert page.is_hidden("#panel")
