@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from curate.fetch.ingest import FOLDER as PLANS_FOLDER
 from curate.fetch.ingest import load_plans
 from curate.fingerprint import canonical_json
-from curate.forget_dataset import DatasetFolder, find_datasets, forget_in_dataset
+from curate.forget_dataset import DatasetFolder, Describe, find_datasets, forget_in_dataset, no_documents
 from curate.forget_files import Change, Eraser, Journal, Left, digest_file
 from curate.forget_pool import forget_in_annotations, forget_in_plans, forget_in_shard, read_texts
 from curate.forget_selection import forget_in_selection
@@ -127,8 +127,12 @@ class Work:
     targets: ForgetTargets
 
 
-# What other parts of Winnow keep: the trainer's columns, exports.
-Step = Callable[[Work], None]
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """What is done beyond this package's own files: `steps` for what other parts of Winnow keep, documents beside datasets made anew."""
+
+    steps: Sequence[Callable[[Work], None]] = ()
+    describe: Describe = no_documents
 
 
 def forget(
@@ -136,7 +140,7 @@ def forget(
     request: ForgetRequest,
     targets: ForgetTargets,
     *,
-    further: Sequence[Step] = (),
+    further: Further = Further(),
     is_dry: bool = False,
     progress: Progress | None = None,
 ) -> ForgetReport:
@@ -262,7 +266,7 @@ def _is_folder(pool: Pool, folder: str) -> bool:
     return not folder.endswith(".json") and (not pool.is_local or Path(pool.locate(folder)).is_dir())
 
 
-def _run(pool: Pool, folder: str, further: Sequence[Step], progress: Progress) -> ForgetReport:
+def _run(pool: Pool, folder: str, further: Further, progress: Progress) -> ForgetReport:
     """Finish a request whose file is in `folder`: the list first, then every place, the receipt last."""
     pending = _read_pending(pool, folder)
     assert pending is not None, "it was written just now, or has been found"
@@ -288,7 +292,7 @@ def _run(pool: Pool, folder: str, further: Sequence[Step], progress: Progress) -
     return report
 
 
-def _finish_pending(pool: Pool, asked: Forgotten, further: Sequence[Step], progress: Progress) -> None:
+def _finish_pending(pool: Pool, asked: Forgotten, further: Further, progress: Progress) -> None:
     """Finish what other requests left when they were killed."""
     own = _pending_folder(asked)
     for name in pool.list_names(PENDING_FOLDER):
@@ -321,7 +325,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _sweep(work: Work, further: Sequence[Step], progress: Progress) -> None:
+def _sweep(work: Work, further: Further, progress: Progress) -> None:
     """Remove every sample of `work.uids` from every place; what holds none of them any more is left as it is."""
     pool = work.pool
     shards = {shard: rows for shard in pool.shards() if (rows := _rows_of(pool, shard, work.uids))}
@@ -340,10 +344,10 @@ def _sweep(work: Work, further: Sequence[Step], progress: Progress) -> None:
         # After the shards: a view says where members lie in their tars.
         moved = frozenset(pool.locate(pool.shard_tar(pool.shard_header(shard))) for shard in shards)
         for dataset in find_datasets(work.targets.datasets):
-            forget_in_dataset(work.eraser, dataset, pool, work.uids, moved)
+            forget_in_dataset(work.eraser, dataset, pool, work.uids, moved, further.describe)
         forget_in_plans(work.eraser, pool, find_plan_files(pool), work.uids)
         _name_lists(work, set(shards))
-        for step in further:
+        for step in further.steps:
             step(work)
         progress.advance(1)
     finally:

@@ -5,7 +5,7 @@ find sizes that the index does not state, and say so.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,18 @@ from curate.forget_files import Eraser, digest_file, open_seekable
 from curate.pack import TAR_BYTES_KEY, TAR_SHA256_KEY, index_members
 from curate.store import Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
-from schemas.errors import InputError
+from schemas.errors import InputError, WinnowError
 from schemas.selection import SELECTION_FILE
 
+# Given the pool, the selection's folder, the dataset's folder and its index: small files that go beside a dataset, by name.
+Describe = Callable[[Pool, str, Store, DatasetIndex], Mapping[str, bytes]]
+
 _MEMBERS = ("image", "json", "txt")
+
+
+def no_documents(*_: object) -> Mapping[str, bytes]:
+    """Return no documents: nothing is made anew beside a dataset."""
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +64,17 @@ def find_datasets(folders: Sequence[str]) -> list[DatasetFolder]:
 
 
 def forget_in_dataset(
-    eraser: Eraser, dataset: DatasetFolder, pool: Pool, uids: frozenset[str], moved: frozenset[str]
+    eraser: Eraser,
+    dataset: DatasetFolder,
+    pool: Pool,
+    uids: frozenset[str],
+    moved: frozenset[str],
+    describe: Describe = no_documents,
 ) -> None:
-    """Remove samples from a dataset; `moved` are the tars of the pool, located, whose members may lie elsewhere than a view says."""
+    """Remove samples from a dataset; `moved` are the tars of the pool, located, whose members may lie elsewhere than a view says.
+
+    `describe` makes the documents beside it anew, as where it was built.
+    """
     store, index = dataset.store, dataset.index
     entries, gone = [], list[str]()
     for entry in index.shards:
@@ -80,8 +96,25 @@ def forget_in_dataset(
     if index.kind != "view":
         sizes = {entry.tar: entry.num_samples for entry in entries}
         eraser.replace(store, SIZES_FILE, gone, (json.dumps(sizes, indent=2) + "\n").encode())
+    if updated != index:
+        _write_documents(eraser, dataset.store, pool, updated, gone, describe)
     # Last: until now readers find sizes that the index does not state, and from here on a dataset that is whole again.
     eraser.replace(store, INDEX_FILE, gone, updated.to_json().encode())
+
+
+def _write_documents(
+    eraser: Eraser, store: Store, pool: Pool, index: DatasetIndex, gone: Sequence[str], describe: Describe
+) -> None:
+    folder = _selection_folder(index)
+    try:
+        documents = describe(pool, folder, store, index) if index.num_samples and pool.exists(folder) else {}
+    except WinnowError as error:
+        eraser.journal.leave(
+            store.root, f"its documents could not be made anew: {error}", "remove them, or build the dataset again"
+        )
+        return
+    for name, data in documents.items():
+        eraser.replace(store, name, gone, data)
 
 
 def _find_below(store: Store) -> list[str]:
@@ -158,12 +191,16 @@ def _commit_sidecar(
 
 def _read_selection(pool: Pool, index: DatasetIndex, num_samples: int) -> Mapping[str, object]:
     """Return the selection.json that the index holds, with the counts of now."""
-    path = f"selections/{index.name}-{str(index.selection.get('fingerprint'))[:12]}/{SELECTION_FILE}"
+    path = f"{_selection_folder(index)}/{SELECTION_FILE}"
     if pool.exists(path):
         content: dict[str, Any] = json.loads(pool.read_bytes(path))
         if content.get("num_kept") == num_samples:
             return content
     return {**index.selection, "num_kept": num_samples} if index.selection else index.selection
+
+
+def _selection_folder(index: DatasetIndex) -> str:
+    return f"selections/{index.name}-{str(index.selection.get('fingerprint'))[:12]}"
 
 
 def _is_in(table: pa.Table, uids: frozenset[str]) -> npt.NDArray[np.bool_]:

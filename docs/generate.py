@@ -37,7 +37,7 @@ MEANINGS = {
     "caption": "the web text, `alt_text` in SQL; null where there is none",
     "url": "where the image came from",
     "key": "name of the sample's members in the tar",
-    "status": "`success`, `failed_to_download` or `failed_to_resize`",
+    "status": "`success`, `failed_to_download`, `failed_to_resize`, or `forgotten` (see [forget](forget.md))",
     "error_message": "why it failed; null for a success",
     "width": "of the stored image, pixels",
     "height": "of the stored image, pixels",

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from curate.forget import ForgetReport, ForgetRequest, ForgetTargets, Work
+from curate.forget import ForgetReport, ForgetRequest, ForgetTargets, Further, Work
 from curate.forget import forget as forget_samples
 from curate.store import Pool, Store
+from pipelines.documents import make_documents
 from pipelines.export.forget import check_exports, forget_in_exports
 from schemas.errors import InputError
 from schemas.progress import Progress
@@ -38,8 +39,8 @@ def forget(
         caches=tuple(str(Path(path).absolute()) for path in targets.caches),
         exports=tuple(Store(path).root for path in targets.exports),
     )
-    steps = (forget_in_columns, forget_in_exports)
-    return forget_samples(pool, request, located, further=steps, is_dry=is_dry, progress=progress)
+    further = Further(steps=(forget_in_columns, forget_in_exports), describe=make_documents)
+    return forget_samples(pool, request, located, further=further, is_dry=is_dry, progress=progress)
 
 
 def forget_in_columns(work: Work) -> None:

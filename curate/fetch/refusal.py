@@ -33,6 +33,10 @@ class Refusal:
         refused = set(self._refused)
         self.allowed: Sequence[int] = [row for row in wanted if row not in refused] if refused else wanted
 
+    def refuses(self, url: str) -> bool:
+        """Tell whether a URL was taken down; redirects are asked about, too."""
+        return self._forgotten.names("", url)
+
     def complete(self, results: Mapping[int, Transformed]) -> dict[int, Transformed]:
         """Return the results of the allowed rows with those of the refused ones; pictures that were taken down are refused, too.
 

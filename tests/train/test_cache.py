@@ -7,7 +7,7 @@ import pytest
 from schemas.dataset import DatasetIndex
 from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import make_samples, make_uid, write_dataset
-from train.cache import open_table, parse_uids
+from train.cache import find_tables, open_table, parse_uids, remove_table
 
 
 def _index(folder: Path) -> tuple[DatasetIndex, list[str]]:
@@ -52,3 +52,26 @@ def test_a_sidecar_that_is_gone_or_broken_is_stale(tmp_path: Path) -> None:
     (folder / "00001.parquet").unlink()
     with pytest.raises(StaleDatasetError, match=r"00001\.parquet cannot be read .*build the dataset again"):
         open_table(index, locations, ("alt_text",), str(tmp_path / "cache"))
+
+
+def test_tables_that_hold_a_sample_are_found_and_removed(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    tables = []
+    for name, numbers in (("first", range(5)), ("second", range(3, 9))):
+        write_dataset(tmp_path / name, [make_samples(9)[number] for number in numbers], shard_size=3)
+        index, sidecars = _index(tmp_path / name)
+        tables.append(open_table(index, sidecars, ("alt_text",), str(cache)))
+    assert find_tables(str(cache), [make_uid(1)]) == [tables[0].folder]
+    assert find_tables(str(cache), [make_uid(4), make_uid(99)]) == sorted(table.folder for table in tables)
+    assert find_tables(str(cache), [make_uid(99)]) == []
+    assert find_tables(str(cache), []) == []
+    assert find_tables(str(tmp_path / "none"), [make_uid(1)]) == []
+    assert tables[1].uids(np.array([0])) == [make_uid(3)]  # mapped by now
+    remove_table(tables[1].folder)
+    assert tables[1].uids(np.array([1])) == [make_uid(4)]
+    # What a kill left of a removal is found whatever it held.
+    half = cache / ".0123.abcd.removed.staging"
+    half.mkdir()
+    assert find_tables(str(cache), [make_uid(99)]) == [str(half)]
+    remove_table(str(half))
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(tables[0].folder).name]

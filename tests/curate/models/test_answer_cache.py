@@ -228,3 +228,42 @@ def test_a_cache_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, da
         InputError, match=r"cache of answers .*answers-v1.sqlite cannot be used: .*; give another folder"
     ):
         AnswerCache(folder)
+
+
+def test_answers_about_a_sample_leave_no_byte(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path)
+    engine = CachedEngine(CountingEngine(), cache)
+    asked = [
+        Request(messages=(Message(role="user", text="what of alice, whose name nobody must find"),), sample="a" * 32),
+        Request(messages=(Message(role="user", text="what of bob"),), sample="b" * 32),
+        # The same question about another sample has the same answer.
+        Request(messages=(Message(role="user", text="what of alice, whose name nobody must find"),), sample="c" * 32),
+        Request(messages=(Message(role="user", text="of nobody"),)),
+    ]
+    engine.generate(asked, Sampling())
+    keys = request_keys(engine_digest({"engine": "counting"}), asked, Sampling())
+    assert cache.find(["a" * 32], ()) == cache.find(["c" * 32], ()) == [keys[0]]
+    assert cache.find([], {"WHAT OF BOB"}) == []  # it is known what that answer is about
+    assert cache.find(["0" * 32], {"OF NOBODY"}) == [keys[3]]
+    assert cache.forget(cache.find(["a" * 32], ()))
+    assert cache.find(["a" * 32, "c" * 32], ()) == []
+    assert set(cache.get(keys)) == {keys[1], keys[3]}
+    held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"WHAT OF BOB" in held
+    assert b"ALICE" not in held.upper()
+    cache.close()
+
+
+def test_a_log_that_is_still_read_is_told(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path)
+    cache.put("e", [(b"k" * 32, Answer(text="alice", finish_reason="stop"))], [("a" * 32, b"k" * 32)])
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM answers").fetchone()
+    cache._connection.execute("PRAGMA busy_timeout = 100")
+    assert cache.forget([b"k" * 32]) is False
+    other.execute("COMMIT")
+    other.close()
+    assert cache.forget([b"k" * 32])
+    cache.close()
+    assert b"alice" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
