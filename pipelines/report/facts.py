@@ -29,6 +29,8 @@ MAX_MEASURES = 24
 NUM_SHARDS = 32
 _NUMERIC = ("FLOAT", "DOUBLE", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _SAMPLE_MEASURES = ("original_width", "original_height")
+# What models say of a sample is drawn before what is counted in it.
+_SCORES = ("_score", "_similarity", "_probability", "_cosine")
 # A name in SQL as DuckDB spells it.
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
 # Numbers that name things: a histogram of them says nothing.
@@ -125,6 +127,7 @@ class Facts:
             if threshold.title != threshold.expression:
                 titles[expression] = threshold.title
         others = [name for name in self._numbers() if name not in by_expression]
+        others.sort(key=lambda name: not name.rstrip('"').endswith(_SCORES))
         wanted = [*by_expression, *others]
         self.num_undrawn = max(0, len(wanted) - MAX_MEASURES)
         return tuple(
