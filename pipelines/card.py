@@ -103,7 +103,7 @@ def describe_dataset(index: DatasetIndex, facts: Facts) -> str:
         _describe_download(facts),
         "## Texts and weights",
         _table(("text", "share of draws"), [(_code(name), f"{share:.1%}") for name, share in index.captions.items()]),
-        f"Weight of a sample: {_code(selection.get('weight', '1.0'))}; draws are worth {float(selection.get('effective_samples', 0)):,.0f} "
+        f"Weight of a sample: {_code(selection.get('weight', '1.0'))}; draws are worth {float(str(selection.get('effective_samples', 0))):,.0f} "
         "samples of equal weight.",
         "## Models and measurements",
         _table(("label", "operator", "version", "parameters"), list(_operator_rows(facts)))

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.executor import Executor
-from curate.pack import caption_key
 from curate.store import Store
-from pipelines.export.source import DatasetSource
+from pipelines.export.source import DatasetSource, name_columns
 from pipelines.export.target import ExportReport, Files, Part, Target, split_evenly, write_file
 from pipelines.export.tars import caption_columns, read_member
 from schemas.dataset import SIDECAR_COLUMNS
@@ -53,8 +52,8 @@ def make_schema(source: DatasetSource) -> pa.Schema:
     fields = [pa.field("image", IMAGE_TYPE)]
     names = [*caption_columns(source), *_OWN]
     names += [name for name in sidecar.names if name not in {*names, *dict(SIDECAR_COLUMNS)}]
-    fields += [pa.field(column_name(name), _plain(sidecar.field(name).type)) for name in names]
-    sources = {field.name: name for field, name in zip(fields, ["image", *names], strict=True)}
+    sources = name_columns(names)
+    fields += [pa.field(name, _plain(sidecar.field(source).type)) for name, source in sources.items()]
     features = {field.name: describe_feature(field) for field in fields}
     return pa.schema(
         fields,
@@ -67,11 +66,6 @@ def describe_feature(field: pa.Field) -> dict[str, object]:
     if field.type == IMAGE_TYPE:
         return {"_type": "Image"}
     return _describe(field.type)
-
-
-def column_name(source: str) -> str:
-    """Return the name of a sidecar's column in the export; the web text is `caption`, as in KEY.json."""
-    return caption_key(source)
 
 
 def _describe(kind: pa.DataType) -> dict[str, object]:

@@ -21,7 +21,7 @@ from curate.pack import caption_key
 from curate.selection import ELEMENTS
 from curate.store import Store
 from pipelines.export.annotation import read_schemas, require_complete
-from pipelines.export.source import SelectionSource
+from pipelines.export.source import SelectionSource, name_columns
 from pipelines.export.target import ExportReport, Files, Part, Target, split_evenly, write_file
 from schemas.errors import InputError
 from schemas.progress import Progress
@@ -50,7 +50,7 @@ def export(
     """
     captions = _caption_columns(source)
     scores = _score_columns(source, columns, captions)
-    wanted = {**_OWN, **captions, **scores}
+    wanted = {**_OWN, **captions, **name_columns(scores)}
     for label in sorted({name.rpartition(".")[0] for name in wanted.values() if "." in name}):
         require_complete(source, label)
     recipe = _make_recipe(source)
@@ -74,14 +74,12 @@ def export(
 
 def _caption_columns(source: SelectionSource) -> dict[str, str]:
     """Return the columns of the mixture's captions, the web text aside, by the names they are to have."""
-    found = {}
-    for name, where in source.content["caption_sources"].items():
-        if name != "alt_text":
-            found[caption_key(name)] = where
-    return found
+    sources: Mapping[str, str] = source.content["caption_sources"]
+    named = name_columns([name for name in sources if name != "alt_text"])
+    return {name: sources[caption] for name, caption in named.items()}
 
 
-def _score_columns(source: SelectionSource, columns: Sequence[str], taken: Mapping[str, str]) -> dict[str, str]:
+def _score_columns(source: SelectionSource, columns: Sequence[str], taken: Mapping[str, str]) -> list[str]:
     schemas = read_schemas(source)
     own = set(source.content["labels"])
     if not columns:
@@ -92,7 +90,6 @@ def _score_columns(source: SelectionSource, columns: Sequence[str], taken: Mappi
             for field in schema
             if field.name not in ("uid", "error") and _is_scalar(field.type)
         ]
-    found = {}
     for name in columns:
         label, _, column = name.rpartition(".")
         if label not in schemas or column not in schemas[label].names:
@@ -100,9 +97,7 @@ def _score_columns(source: SelectionSource, columns: Sequence[str], taken: Mappi
                 f"--columns names {name!r}, which {source.pool.root} does not have; "
                 f"`winnow sql --pool {source.pool.root} 'DESCRIBE pool'` lists every column"
             )
-        if name not in taken.values():
-            found[caption_key(name)] = name
-    return found
+    return [name for name in columns if name not in taken.values()]
 
 
 def _is_scalar(kind: pa.DataType) -> bool:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.build import find_selection
+from curate.pack import caption_key
 from curate.store import LabelTarget, Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
 from schemas.errors import InputError, StaleDatasetError
@@ -243,6 +244,22 @@ def require_selection(source: Source, what: str, pool: str = "") -> SelectionSou
             "the pool that it was built from"
         )
     return _read_selection(opened, folder)
+
+
+def name_columns(sources: Sequence[str]) -> dict[str, str]:
+    """Return columns by the names they have in an export, in which dots become underscores and the web text is `caption`.
+
+    Raises InputError where two of them would have one name.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        name = caption_key(source)
+        if found.setdefault(name, source) != source:
+            raise InputError(
+                f"the columns {found[name]!r} and {source!r} would both be {name!r} in the export; annotate one of them again under "
+                "another label"
+            )
+    return found
 
 
 def _read_selection(pool: Pool, folder: str) -> SelectionSource:

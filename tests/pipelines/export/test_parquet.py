@@ -13,7 +13,8 @@ from PIL import Image
 from curate.executor import Executor
 from curate.store import Pool
 from pipelines.export.parquet import export
-from pipelines.export.source import DatasetSource
+from pipelines.export.source import DatasetSource, name_columns
+from schemas.errors import InputError
 from schemas.progress import SilentProgress
 from tests.pipelines.export.datasets import make_dataset, make_selections, read_rows
 
@@ -81,3 +82,13 @@ def test_files_are_named_as_the_hub_names_them_and_cut_evenly(folder: Path, sour
     counts = [pq.read_metadata(path).num_rows for path in paths]
     assert sum(counts) == source.num_samples
     assert max(counts) - min(counts) <= 1
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    assert name_columns(["alt_text", "recap.recaption", "url"]) == {
+        "caption": "alt_text",
+        "recap_recaption": "recap.recaption",
+        "url": "url",
+    }
+    with pytest.raises(InputError, match=r"'a\.b_c' and 'a_b\.c' would both be 'a_b_c'"):
+        name_columns(["a.b_c", "a_b.c"])
