@@ -122,6 +122,8 @@ def _serve(connection: Connection, pool: Pool, num_rows: int, folder: str) -> No
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     tempfile.tempdir = folder
     catalogs = _Catalogs(pool)
+    with suppress(InputError):  # said to the first filter
+        catalogs.at(0)
     connection.send(_READY)
     with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         for request in iter(connection.recv, None):

@@ -26,9 +26,8 @@ class Served:
 
     def client(self) -> httpx.Client:
         """Return a client with the cookie, which calls itself a page of the server."""
-        client = httpx.Client(base_url=self.base, headers={"origin": self.base}, timeout=60)
-        client.get("/", params={"token": self.access.token}).raise_for_status()
-        return client
+        cookies = httpx.get(self.url, timeout=60).raise_for_status().cookies
+        return httpx.Client(base_url=self.base, headers={"origin": self.base}, cookies=cookies, timeout=60)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_the_token_is_exchanged_for_a_cookie(served: Served) -> None:
     value = cookie.partition(";")[0]
     assert httpx.get(f"{served.base}/api/pool", headers={"cookie": value}).status_code == 200
     assert httpx.get(f"{served.base}/api/pool", headers={"cookie": value[:-1]}).status_code == 401
-    assert httpx.get(f"{served.base}/api/pool", headers={"cookie": "; \x7f=;;"}).status_code == 401
+    assert httpx.get(f"{served.base}/api/pool", headers={"cookie": "; \x7f=;;"}).status_code in (400, 401)
 
 
 @pytest.mark.parametrize(

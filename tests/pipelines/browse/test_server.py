@@ -15,7 +15,7 @@ from tests.pipelines.browse.serving import Served, serve
 from tests.pool import Row, make_rows, write_shard
 
 SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
-HOSTILE = "</script><img src=x onerror=alert(1)> \ud83d\ude00"
+HOSTILE = "</script><img src=x onerror=alert(1)> \U0001f600"
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def view(pool: Pool) -> Iterator[View]:
     opened.close()
 
 
-@pytest.mark.parametrize(("condition", "bounds", "outcome"), itertools.product(FILTERS, RANGES, OUTCOMES))
+@pytest.mark.parametrize(("condition", "bounds", "outcome"), list(itertools.product(FILTERS, RANGES, OUTCOMES)))
 def test_counts_are_those_of_sql(pool: Pool, view: View, condition: str, bounds: str, outcome: str) -> None:
     ranges = (Range.parse(bounds),) if bounds else ()
     base = Query(filter=condition, ranges=ranges, selection="mine")
