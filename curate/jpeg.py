@@ -1,7 +1,7 @@
 """What lies in front of a JPEG's pixels: segments, EXIF orientation, junk between markers. No decoder: `curate.images` has those."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SIGNATURE = b"\xff\xd8\xff"
 # Browsers and libjpeg-turbo's own fuzzers stop here; each scan of a progressive file costs a pass over the whole picture.
@@ -16,8 +16,7 @@ _EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A marker segment of the header: `start` is its 0xFF, `end` the byte after it."""
 
     marker: int

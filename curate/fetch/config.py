@@ -116,6 +116,7 @@ class DownloadConfig:
         _require(
             bool(self.user_agent.strip()), "user_agent", self.user_agent, "name yourself, so that hosts can answer"
         )
+        _require(self.user_agent.isprintable(), "user_agent", self.user_agent, "it is one line of a request")
 
     @property
     def quality(self) -> int:

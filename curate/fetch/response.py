@@ -54,7 +54,7 @@ class ResponseReader:
         self.has_ended = False
         self.is_keepable = False  # the connection may serve another request
         self._choose = choose
-        self._parser = HttpResponseParser(self)
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._has_head = False
         self._num_head_bytes = 0
         self._num_overhead_bytes = 0
@@ -63,14 +63,20 @@ class ResponseReader:
         """Take what the connection brought."""
         self.has_begun = True
         self._num_overhead_bytes += len(data)
+        parser = self._parser
+        if parser is None:
+            self.is_keepable = False
+            return
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             if not self.has_ended:  # what follows a whole response takes nothing from it
                 self._fail(_bad_response())
             self.is_keepable = False
         if not self.has_ended and self._num_overhead_bytes > _MAX_OVERHEAD_BYTES:
             self._fail(_bad_response())
+        if self.has_ended:
+            self._parser = None  # it refers to the reader, and a circle keeps its memory until the collector comes by
 
     def end(self, error: Exception | None) -> None:
         """Take the end of the connection, `error` being what ended it."""
@@ -81,6 +87,7 @@ class ResponseReader:
         elif error is not None or self.head.content_length is not None or self.head.get(b"transfer-encoding"):
             self._fail(TemporaryError(CUT_OFF))
         self.has_ended = True  # a body of no announced length ends with its connection
+        self._parser = None
 
     # What the parser calls; an exception in here would not reach the caller of `feed`.
 
@@ -99,6 +106,7 @@ class ResponseReader:
 
     def on_headers_complete(self) -> None:
         """Decide what becomes of the body."""
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if self.has_ended or status < 200:
             return  # 1xx: the answer proper follows
@@ -128,6 +136,7 @@ class ResponseReader:
         if self.has_ended:
             return
         if self._has_head:
+            assert self._parser is not None
             self.has_ended = True
             self.is_keepable = self._parser.should_keep_alive()
         else:

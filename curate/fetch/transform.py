@@ -60,7 +60,7 @@ def _transform(data: bytes, digest: str, config: DownloadConfig) -> Transformed:
     rgb = decode(
         data, max_pixels=config.max_pixels, min_side=None if mode == "no" and not config.keep_original else short_side
     )
-    original_height, original_width = _upright_size(info, data, rgb.shape[0])
+    original_height, original_width = _upright_size(info, data, rgb.shape)
     if config.keep_original:
         stored, height, width = data, original_height, original_width
     else:
@@ -91,7 +91,12 @@ def _check_size(info: ImageInfo, config: DownloadConfig) -> None:
         raise ImageError("aspect ratio too large")
 
 
-def _upright_size(info: ImageInfo, data: bytes, decoded_height: int) -> tuple[int, int]:
+def _upright_size(info: ImageInfo, data: bytes, decoded: tuple[int, ...]) -> tuple[int, int]:
     # Only a JPEG is decoded at a reduced size; of everything else the decoded height tells whether it was turned.
-    is_turned = jpeg.read_orientation(data) in _TRANSPOSED if info.format == "jpeg" else decoded_height != info.height
+    if info.format != "jpeg":
+        is_turned = decoded[0] != info.height
+    elif decoded[0] == decoded[1]:
+        is_turned = jpeg.read_orientation(data) in _TRANSPOSED
+    else:
+        is_turned = (decoded[0] > decoded[1]) != (info.height > info.width)
     return (info.width, info.height) if is_turned else (info.height, info.width)

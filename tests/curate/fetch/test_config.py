@@ -18,6 +18,7 @@ from schemas.errors import InputError
         ({"request_seconds": 0.0}, "request_seconds is 0.0; it must be above 0"),
         ({"retries": -1}, "retries is -1; it must not be negative"),
         ({"user_agent": " "}, "name yourself"),
+        ({"user_agent": "x/1\r\nHost: y"}, "it is one line of a request"),
     ],
 )
 def test_wrong_values(options: dict[str, object], message: str) -> None:

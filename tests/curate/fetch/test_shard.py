@@ -68,7 +68,8 @@ def test_the_next_shard_starts_before_the_last_is_whole(server: WebServer, tmp_p
     stats = [read_stats(pool, shard) for shard in range(5)]
     assert stats[1]["start_time"] < stats[0]["end_time"]
     # ... but no more than two are open at once.
-    assert all(later["start_time"] > earlier["end_time"] for earlier, later in zip(stats, stats[2:], strict=False))
+    for index, later in enumerate(stats):
+        assert sum(earlier["end_time"] > later["start_time"] for earlier in stats[:index]) <= 1
     assert server.requests["/robots.txt"] == 1
     assert server.max_concurrency["127.0.0.1"] <= 4
     assert pool.list_names(PROGRESS_FOLDER) == []
