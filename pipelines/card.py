@@ -106,7 +106,7 @@ def describe_dataset(index: DatasetIndex, facts: Facts) -> str:
         f"Weight of a sample: {_code(selection.get('weight', '1.0'))}; draws are worth {float(str(selection.get('effective_samples', 0))):,.0f} "
         "samples of equal weight.",
         "## Models and measurements",
-        _table(("label", "operator", "version", "parameters"), list(_operator_rows(facts)))
+        _table(("label", "operator", "version", "parameters", "read by the selection"), list(_operator_rows(facts)))
         if facts.get("operators")
         else "The selection reads no measurement.",
         "## Languages",
@@ -138,12 +138,9 @@ def _describe_download(facts: Facts) -> str:
 
 def _operator_rows(facts: Facts) -> Iterator[tuple[str, ...]]:
     for entry in facts["operators"]:
-        yield (
-            _code(entry["label"]),
-            _code(entry["operator"]),
-            str(entry["version"]),
-            _code(json.dumps(entry["parameters"])),
-        )
+        is_read = "yes" if entry["is_read"] else "no, others may stand on it"
+        values = (entry["label"], entry["operator"], entry["version"], json.dumps(entry["parameters"]))
+        yield (*map(_code, values), is_read)
 
 
 def _describe_rights(facts: Facts) -> str:
@@ -166,7 +163,7 @@ def _describe_rights(facts: Facts) -> str:
 
 
 def _limits(index: DatasetIndex, facts: Facts) -> Iterator[str]:
-    used = {entry["operator"] for entry in facts.get("operators", ())}
+    used = {entry["operator"] for entry in facts.get("operators", ()) if entry["is_read"]}
     for operators, sentence in _CHECKS.values():
         if not used.intersection(operators):
             yield f"For this selection {sentence}."
@@ -197,15 +194,21 @@ def _count_outcomes(pool: Pool) -> dict[str, int]:
 
 
 def _operators(source: SelectionSource) -> Iterator[dict[str, object]]:
-    for label in sorted(source.content["labels"]):
-        header = read_header(source.pool, source.labels[label])
-        if header is not None:
+    """Yield what the selection read, and every model whose measurements are in the pool: a score may stand on a model's embeddings."""
+    for label, target in sorted(source.labels.items()):
+        header = read_header(source.pool, target)
+        if header is None:
+            continue
+        parameters = json.loads(header.parameters or "{}")
+        is_read = label in source.content["labels"]
+        if is_read or any(isinstance(value, dict) for value in parameters.values()):
             yield {
                 "label": label,
                 "operator": header.operator,
                 "version": header.version,
                 "fingerprint": header.fingerprint,
-                "parameters": json.loads(header.parameters or "{}"),
+                "parameters": parameters,
+                "is_read": is_read,
             }
 
 

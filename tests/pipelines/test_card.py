@@ -15,10 +15,11 @@ from pipelines.export.source import SelectionSource, open_source
 from schemas.errors import InputError
 from schemas.sample import SHARD_DIGEST_KEY, UID_DIGEST_KEY
 from tests.curate.pool_builder import annotate_shard
-from tests.pipelines.export.datasets import make_dataset
+from tests.pipelines.export.datasets import embed, make_dataset
 from tests.pool import make_pool
 
 LANGUAGES = pa.schema([("language_code", pa.string())])
+MODEL = '{"model":{"model":"some/model","revision":"' + "a" * 40 + '"}}'
 HOSTILE = "</details><script>alert(1)</script> `x` | [a](javascript:b)\n# Heading"
 
 
@@ -35,8 +36,8 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     metadata = {SHARD_DIGEST_KEY: header.shard_digest.encode(), UID_DIGEST_KEY: header.uid_digest.encode()}
     pool.commit_table(pool.shard_parquet(0), table.replace_schema_metadata(metadata))
     codes = {"language_code": ["en"] * 7 + [HOSTILE] * 5}
-    parameters = '{"model":{"model":"some/model","revision":"' + "a" * 40 + '"}}'
-    annotate_shard(pool, 0, "language", codes, LANGUAGES, operator="language", parameters=parameters)
+    annotate_shard(pool, 0, "language", codes, LANGUAGES, operator="language", parameters=MODEL)
+    embed(pool, "tower", "image_embedding", seed=1, shards=(0,), parameters=MODEL)
     select(pool, Selection(name="card", rules={"odd | <b>": "row <> 2 AND language_code IS NOT NULL"}))
     return pool
 
@@ -53,8 +54,8 @@ def test_facts_are_counted_in_the_pool(pool: Pool) -> None:
     assert facts["languages"] == {HOSTILE: 5, "en": 4}
     assert facts["licences"] == {"CC BY 4.0": 4, HOSTILE: 5}
     assert facts["hosts"] == {"example.org": 9}
-    (entry,) = facts["operators"]
-    assert entry["parameters"]["model"]["revision"] == "a" * 40
+    assert {entry["label"]: entry["is_read"] for entry in facts["operators"]} == {"language": True, "tower": False}
+    assert all(entry["parameters"]["model"]["revision"] == "a" * 40 for entry in facts["operators"])
 
 
 def test_a_card_says_what_was_counted(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_nothing_from_the_web_is_markup(pool: Pool, ray_session: Executor, tmp_p
     for line in text.splitlines():
         if line.startswith("| "):
             cells = line.replace("\\|", "").count("|")
-            assert cells in (3, 5), line
+            assert cells in (3, 5, 6), line
 
 
 def test_a_card_without_a_pool_says_so(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:

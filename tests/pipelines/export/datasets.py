@@ -32,7 +32,14 @@ def make_selections(root: Path) -> Pool:
 
 
 def embed(
-    pool: Pool, label: str, column: str, *, seed: int, skip: int = -1, shards: tuple[int, ...] = (0, 1, 2)
+    pool: Pool,
+    label: str,
+    column: str,
+    *,
+    seed: int,
+    skip: int = -1,
+    shards: tuple[int, ...] = (0, 1, 2),
+    parameters: str = "{}",
 ) -> None:
     """Annotate the pool with random unit vectors of eight dimensions; the row `skip` of every shard has none."""
     for shard in shards:
@@ -41,7 +48,9 @@ def embed(
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         rows = [None if row == skip else vector.astype(np.float16) for row, vector in enumerate(vectors)]
         operator = "clip_embedding" if column == "image_embedding" else "clip_text_embedding"
-        annotate_shard(pool, shard, label, {column: rows}, pa.schema([(column, VECTOR)]), operator=operator)
+        annotate_shard(
+            pool, shard, label, {column: rows}, pa.schema([(column, VECTOR)]), operator=operator, parameters=parameters
+        )
 
 
 def read_vectors(pool: Pool, label: str, column: str) -> dict[str, np.ndarray]:
