@@ -25,7 +25,7 @@ from curate.pack import PackPlan, PackUnit, Survey, pack, read_entry, survey, vi
 from curate.selection import ELEMENTS
 from curate.store import LabelTarget, Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex
-from schemas.errors import InputError, ShardError
+from schemas.errors import InputError, ShardError, StaleDatasetError
 from schemas.progress import Progress
 from schemas.sample import shard_name
 from schemas.selection import SELECTED_FILE, SELECTION_FILE
@@ -115,6 +115,7 @@ def build(
     plan.out.remove_abandoned(plan.folder)
     if plan.out.exists(f"{plan.folder}/{INDEX_FILE}"):
         index = DatasetIndex.from_json(plan.out.read_bytes(f"{plan.folder}/{INDEX_FILE}").decode(), path=location)
+        _check_complete(pool, location, index, content["num_kept"])
         return _report(location, index, num_written=0)
     units = _view_units(pool, folder) if config.view else _equal_units(content["num_kept"], config.shard_size)
     tars = {unit: _tar_of(plan, unit, config) for unit in units}
@@ -286,6 +287,14 @@ def _run(
             f"{stage}: {len(failures)} of {len(units)} shards failed; {first}: {failures[first]}", failures
         )
     return results
+
+
+def _check_complete(pool: Pool, location: str, index: DatasetIndex, num_kept: int) -> None:
+    if index.num_samples != num_kept:
+        raise StaleDatasetError(
+            f"{location} holds {index.num_samples} samples and its selection keeps {num_kept}: some were taken down since; make the same "
+            f"request again with it, `winnow forget --pool {pool.root} --dataset {location} ...`, or remove it and build again"
+        )
 
 
 def _report(location: str, index: DatasetIndex, *, num_written: int) -> BuildReport:

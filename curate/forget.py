@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from curate.forget_dataset import DatasetFolder, Describe, find_datasets, forget
 from curate.forget_files import Change, Eraser, Journal, Left, digest_file
 from curate.forget_pool import forget_in_annotations, forget_in_plans, forget_in_shard, read_texts
 from curate.forget_selection import forget_in_selection
-from curate.forgotten import Forgotten, add_forgotten, parse_domain, read_forgotten, url_digest
+from curate.forgotten import Forgotten, add_forgotten, is_in, parse_domain, read_forgotten, url_digest
 from curate.models.answer_cache import FILE_NAME as ANSWERS_FILE
 from curate.models.answer_cache import AnswerCache
 from curate.models.generation import CACHE_FOLDER
@@ -42,6 +42,7 @@ from schemas.selection import SELECTION_FILE
 PENDING_FOLDER = "forgotten/pending"
 RECEIPTS_FOLDER = "forgotten/receipts"
 _REQUEST_FILE = "request.json"
+_CHANGES = "changes"
 _FORMAT = "winnow-forget-receipt"
 _VERSION = 1
 _ROW_COLUMNS = ("uid", "url", "sha256")
@@ -159,38 +160,27 @@ def forget(
     if not is_dry:
         _finish_pending(pool, asked, further, bar)
     found = _find(pool, asked, request.hosts(), datasets)
-    folder, started = _pending_folder(asked), _now()
-    related = found.related
-    if not is_dry:
-        known = _read_pending(pool, folder)
-        if known:
-            targets, started = known.targets | targets, known.time
-            found = found.with_rows(known.rows)
-            related = known.related or related
-        pending = ForgetReport(
-            asked=asked.to_json(),
-            time=started,
-            rows=found.rows,
-            files=(),
-            not_done=(),
-            related=related,
-            targets=targets,
-        )
-        listed = (asked | found.digests).to_json()
-        pool.commit_json(f"{folder}/{_REQUEST_FILE}", {**pending.to_dict(), "listed": listed})
-        return _run(pool, folder, further, bar)
-    journal = Journal(pool, f"{folder}/changes", is_dry=True)
-    uids = read_forgotten(pool).uids | {row.uid for row in found.rows}
-    _sweep(Work(pool=pool, uids=uids, eraser=Eraser(journal), targets=targets), further, bar)
-    return ForgetReport(
+    folder = _pending_folder(asked)
+    known = _read_pending(pool, folder)
+    if known:
+        found, targets = found.with_rows(known.rows), known.targets | targets
+    report = ForgetReport(
         asked=asked.to_json(),
-        time=started,
+        time=known.time if known else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         rows=found.rows,
-        files=journal.changes,
-        not_done=journal.left,
-        related=related,
+        files=(),
+        not_done=(),
+        related=(known and known.related) or found.related,
         targets=targets,
     )
+    if is_dry:
+        journal = Journal(pool, f"{folder}/{_CHANGES}", is_dry=True)
+        uids = read_forgotten(pool).uids | found.digests.uids | asked.uids
+        _sweep(Work(pool=pool, uids=uids, eraser=Eraser(journal), targets=targets), further, bar)
+        return replace(report, files=journal.changes, not_done=journal.left)
+    listed = (asked | found.digests).to_json()
+    pool.commit_json(f"{folder}/{_REQUEST_FILE}", {**report.to_dict(), "listed": listed})
+    return _run(pool, folder, further, bar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,22 +262,15 @@ def _run(pool: Pool, folder: str, further: Further, progress: Progress) -> Forge
     assert pending is not None, "it was written just now, or has been found"
     listed = json.loads(pool.read_bytes(f"{folder}/{_REQUEST_FILE}"))["listed"]
     together = add_forgotten(pool, Forgotten.from_json(listed))
-    journal = Journal(pool, f"{folder}/changes")
+    journal = Journal(pool, f"{folder}/{_CHANGES}")
     _sweep(Work(pool=pool, uids=together.uids, eraser=Eraser(journal), targets=pending.targets), further, progress)
     receipt = f"{RECEIPTS_FOLDER}/{pending.time.replace(':', '')}-{folder.rpartition('/')[2]}.json"
-    report = ForgetReport(
-        asked=pending.asked,
-        time=pending.time,
-        rows=pending.rows,
-        files=journal.changes,
-        not_done=journal.left,
-        related=pending.related,
-        targets=pending.targets,
-        receipt=receipt,
-    )
+    report = replace(pending, files=journal.changes, not_done=journal.left, receipt=receipt)
+    pool.remove_abandoned(RECEIPTS_FOLDER)
     # It says that everything before is done; what is pending is only in the way from here on.
     pool.commit_json(receipt, report.to_dict())
     journal.close()
+    pool.remove_abandoned(folder)
     pool.remove(f"{folder}/{_REQUEST_FILE}")
     return report
 
@@ -321,18 +304,16 @@ def _pending_folder(asked: Forgotten) -> str:
     return f"{PENDING_FOLDER}/{hashlib.sha256(canonical_json(asked.to_json()).encode()).hexdigest()[:12]}"
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _sweep(work: Work, further: Further, progress: Progress) -> None:
     """Remove every sample of `work.uids` from every place; what holds none of them any more is left as it is."""
     pool = work.pool
-    shards = {shard: rows for shard in pool.shards() if (rows := _rows_of(pool, shard, work.uids))}
+    shards = [shard for shard in pool.shards() if _holds_any(pool, shard, work.uids)]
     progress.start("forget", len(shards) + 1, "shards")
     try:
+        if not work.eraser.is_dry:
+            _remove_abandoned(work)
         # Before the annotations, whose texts tell which answers of an old cache are meant.
-        _forget_answers(work, sorted(shards))
+        _forget_answers(work, shards)
         for shard in shards:
             forget_in_annotations(work.eraser, pool, shard, work.uids)
         for name in pool.list_names("selections"):
@@ -354,9 +335,21 @@ def _sweep(work: Work, further: Further, progress: Progress) -> None:
         progress.close()
 
 
-def _rows_of(pool: Pool, shard: int, uids: frozenset[str]) -> list[int]:
-    found = pool.read_table(pool.shard_parquet(shard), ["uid"])["uid"].to_pylist()
-    return [row for row, uid in enumerate(found) if uid in uids]
+def _remove_abandoned(work: Work) -> None:
+    """Remove what killed commands left half written: it may hold what is to go."""
+    pool = work.pool
+    folders = [f"selections/{name}" for name in pool.list_names("selections")]
+    folders += [
+        f"{PLANS_FOLDER}/{name}" for name in pool.list_names(PLANS_FOLDER) if _is_folder(pool, f"{PLANS_FOLDER}/{name}")
+    ]
+    for folder in ("shards", *folders):
+        pool.remove_abandoned(folder)
+    for dataset in find_datasets(work.targets.datasets):
+        dataset.store.remove_abandoned("")
+
+
+def _holds_any(pool: Pool, shard: int, uids: frozenset[str]) -> bool:
+    return bool(is_in(pool.read_table(pool.shard_parquet(shard), ["uid"])["uid"], uids).any())
 
 
 def _forget_answers(work: Work, shards: Sequence[int]) -> None:

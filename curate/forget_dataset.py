@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.build import SIZES_FILE
 from curate.forget_files import Eraser, digest_file, open_seekable
+from curate.forgotten import is_in
 from curate.pack import TAR_BYTES_KEY, TAR_SHA256_KEY, index_members
 from curate.store import Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
@@ -134,7 +133,7 @@ def _forget_in_shard(
             eraser.remove(store, entry.tar, [])
         return None, []
     table = store.read_table(entry.parquet)
-    is_gone = _is_in(table, uids)
+    is_gone = is_in(table["uid"], uids)
     gone = table["uid"].filter(pa.array(is_gone)).to_pylist()
     if not gone and table.num_rows == entry.num_samples and not (is_view and store.locate(entry.tar) in moved):
         return entry, []
@@ -201,7 +200,3 @@ def _read_selection(pool: Pool, index: DatasetIndex, num_samples: int) -> Mappin
 
 def _selection_folder(index: DatasetIndex) -> str:
     return f"selections/{index.name}-{str(index.selection.get('fingerprint'))[:12]}"
-
-
-def _is_in(table: pa.Table, uids: frozenset[str]) -> npt.NDArray[np.bool_]:
-    return np.array([uid in uids for uid in table["uid"].to_pylist()], dtype=bool)

@@ -86,6 +86,7 @@ class Journal:
 
     def close(self) -> None:
         """Remove the notes."""
+        self._pool.remove_abandoned(self._folder)
         for name in self._pool.list_names(self._folder, ".json"):
             self._pool.remove(f"{self._folder}/{name}")
 
@@ -165,6 +166,7 @@ class Eraser:
         if self.is_dry:
             self.journal.note(store.locate(path), uids)
             return
+        store.remove_abandoned(path.rpartition("/")[0])
         before = digest_file(store, path) if store.exists(path) else ""
         with store.commit(path) as file:
             out = HashingFile(file)

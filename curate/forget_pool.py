@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from curate.fetch.ingest import load_plans
 from curate.forget_files import Eraser, empty_rows
-from curate.forgotten import ERROR, PLANNED_COLUMNS, bury
+from curate.forgotten import ERROR, PLANNED_COLUMNS, bury, is_in
 from curate.store import Pool
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
 from schemas.sample import STATUS_FAILED_DOWNLOAD, STATUS_FAILED_RESIZE, STATUS_FORGOTTEN, STATUS_SUCCESS, shard_name
@@ -36,7 +36,7 @@ def forget_in_annotations(eraser: Eraser, pool: Pool, shard: int, uids: frozense
 
     def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
         is_old = pc.fill_null(pc.not_equal(table[ERROR_COLUMN], ERROR), True)
-        return _is_in(table, uids) & np.array(is_old.to_numpy(), dtype=bool)
+        return is_in(table[UID_COLUMN], uids) & np.array(is_old.to_numpy(), dtype=bool)
 
     for path in annotation_files(pool, shard):
         if not eraser.is_dry:
@@ -55,14 +55,14 @@ def forget_in_shard(eraser: Eraser, pool: Pool, shard: int, uids: frozenset[str]
     header = pool.shard_header(shard)
     path = pool.shard_parquet(shard)
     before = pool.read_table(path, ["uid", "key"])
-    is_gone = _is_in(before, uids)
+    is_gone = is_in(before[UID_COLUMN], uids)
     gone = before["uid"].filter(pa.array(is_gone)).to_pylist()
     keys = frozenset(key for key in before["key"].filter(pa.array(is_gone)).to_pylist() if key is not None)
     eraser.parquet(
         pool,
         path,
         ["uid", "status"],
-        lambda table: _is_in(table, uids) & _is_told(table),
+        lambda table: is_in(table[UID_COLUMN], uids) & _is_told(table),
         lambda table, mask: bury(table, mask, keep=PLANNED_COLUMNS),
     )
     if header.tar:
@@ -85,7 +85,7 @@ def forget_in_plans(eraser: Eraser, pool: Pool, paths: Sequence[str], uids: froz
 
         def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
             has_any = [table[name].is_valid().to_numpy() for name in table.column_names[1:]]
-            return _is_in(table, uids) & np.logical_or.reduce(has_any)
+            return is_in(table[UID_COLUMN], uids) & np.logical_or.reduce(has_any)
 
         eraser.parquet(
             pool,
@@ -107,7 +107,7 @@ def read_texts(pool: Pool, shard: int, uids: frozenset[str]) -> set[str]:
         if not names:
             continue
         table = pool.read_table(path, [UID_COLUMN, *names])
-        table = table.filter(pa.array(_is_in(table, uids)))
+        table = table.filter(pa.array(is_in(table[UID_COLUMN], uids)))
         for name in names:
             for value in table[name].to_pylist():
                 found.update(text.strip() for text in ([value] if isinstance(value, str) else value or []) if text)
@@ -116,10 +116,6 @@ def read_texts(pool: Pool, shard: int, uids: frozenset[str]) -> set[str]:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)))
-
-
-def _is_in(table: pa.Table, uids: frozenset[str]) -> npt.NDArray[np.bool_]:
-    return np.array([uid in uids for uid in table[UID_COLUMN].to_pylist()], dtype=bool)
 
 
 def _is_told(table: pa.Table) -> npt.NDArray[np.bool_]:

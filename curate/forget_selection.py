@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.forget_files import Eraser, empty_rows
+from curate.forgotten import is_in
 from curate.store import Pool
 from schemas.sample import STATUS_FORGOTTEN
 from schemas.selection import DOWNLOADED_RULE, LEDGER_FILE, SELECTED_FILE, SELECTION_FILE
@@ -32,7 +33,7 @@ def forget_in_selection(eraser: Eraser, pool: Pool, folder: str, uids: frozenset
     """Remove samples from a selection (its folder in the pool); `selection.json` is last."""
 
     def is_selected(table: pa.Table) -> npt.NDArray[np.bool_]:
-        return np.array([uid in uids for uid in table["uid"].to_pylist()], dtype=bool)
+        return is_in(table["uid"], uids)
 
     def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
         is_old = pc.fill_null(pc.not_equal(table["status"], STATUS_FORGOTTEN), True)

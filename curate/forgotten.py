@@ -11,7 +11,7 @@ import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import idna
@@ -79,9 +79,9 @@ class Forgotten:
 
         `hosts` are those of all URLs and domains that this was made of, where they are known: they save looking at most URLs.
         """
-        found = _is_in(table["uid"], self.uids)
+        found = is_in(table["uid"], self.uids)
         if "sha256" in table.column_names and self.sha256:
-            found |= _is_in(pc.utf8_lower(table["sha256"]), self.sha256)
+            found |= is_in(pc.utf8_lower(table["sha256"]), self.sha256)
         if "url" in table.column_names and (self.urls or self.domains):
             candidates = _candidates(table["url"], list(hosts)) & ~found
             for row in np.flatnonzero(candidates).tolist():
@@ -139,6 +139,7 @@ def read_forgotten(pool: Pool) -> Forgotten:
 
 def add_forgotten(pool: Pool, more: Forgotten) -> Forgotten:
     """Put more on a pool's list and return all of it."""
+    pool.remove_abandoned(LIST_FILE.rpartition("/")[0])
     known = read_forgotten(pool)
     together = known | more
     if together != known or not pool.exists(LIST_FILE):
@@ -174,6 +175,14 @@ def bury(
         else:
             columns.append(values if field.name in keep else emptied[field.name])
     return pa.table(columns, schema=table.schema)
+
+
+def is_in(values: pa.ChunkedArray, wanted: Collection[str]) -> npt.NDArray[np.bool_]:
+    """Tell of every text of a column whether it is one of the wanted; of a null it is not."""
+    if not wanted:
+        return np.zeros(len(values), dtype=bool)
+    found = pc.is_in(values, value_set=pa.array(list(wanted), pa.string()))
+    return np.array(found.to_numpy(), dtype=bool)
 
 
 def url_digest(url: str) -> str:
@@ -226,13 +235,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_in(values: pa.ChunkedArray, wanted: frozenset[str]) -> npt.NDArray[np.bool_]:
-    if not wanted:
-        return np.zeros(len(values), dtype=bool)
-    found = pc.is_in(values, value_set=pa.array(sorted(wanted), pa.string()))
-    return np.array(found.to_numpy(), dtype=bool)
 
 
 def _candidates(urls: pa.ChunkedArray, hosts: list[str]) -> npt.NDArray[np.bool_]:

@@ -167,13 +167,17 @@ def read_entry(plan: PackPlan, unit: PackUnit, tar: str) -> ShardEntry | None:
         return None
     if not plan.out.exists(location) or plan.out.num_bytes(location) != int(metadata[TAR_BYTES_KEY]):
         return None
+    data = plan.out.read_bytes(path)
+    # A takedown between two attempts moves the rows of a selection, and leaves its identity as it is.
+    if not pq.read_table(pa.BufferReader(data), columns=["uid"])["uid"].equals(_read_selected(plan, unit)["uid"]):
+        return None
     return ShardEntry(
         tar=tar,
         parquet=f"{shard_name(unit.shard)}.parquet",
         num_samples=footer.num_rows,
         tar_bytes=int(metadata[TAR_BYTES_KEY]),
         tar_sha256=metadata[TAR_SHA256_KEY].decode(),
-        parquet_sha256=hashlib.sha256(plan.out.read_bytes(path)).hexdigest(),
+        parquet_sha256=hashlib.sha256(data).hexdigest(),
     )
 
 

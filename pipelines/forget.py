@@ -6,8 +6,11 @@ from pathlib import Path
 from curate.forget import ForgetReport, ForgetRequest, ForgetTargets, Further, Work
 from curate.forget import forget as forget_samples
 from curate.store import Pool, Store
+from pipelines.card import CARD_FILE, FACTS_FILE
 from pipelines.documents import make_documents
+from pipelines.export.croissant import CROISSANT_FILE
 from pipelines.export.forget import check_exports, forget_in_exports
+from schemas.dataset import DatasetIndex
 from schemas.errors import InputError
 from schemas.progress import Progress
 from train.cache import find_tables, remove_table
@@ -39,8 +42,15 @@ def forget(
         caches=tuple(str(Path(path).absolute()) for path in targets.caches),
         exports=tuple(Store(path).root for path in targets.exports),
     )
-    further = Further(steps=(forget_in_columns, forget_in_exports), describe=make_documents)
+    further = Further(steps=(forget_in_columns, forget_in_exports), describe=remake_documents)
     return forget_samples(pool, request, located, further=further, is_dry=is_dry, progress=progress)
+
+
+def remake_documents(pool: Pool, folder: str, dataset: Store, index: DatasetIndex) -> dict[str, bytes]:
+    """Return the documents beside a dataset anew, those that are there."""
+    names = [name for name in (FACTS_FILE, CARD_FILE, CROISSANT_FILE) if dataset.exists(name)]
+    made = make_documents(pool, folder, dataset, index) if names else {}
+    return {name: made[name] for name in names}
 
 
 def forget_in_columns(work: Work) -> None:
@@ -74,7 +84,7 @@ def describe_forget(report: ForgetReport, *, is_dry: bool) -> str:
             "--sha256 or --url takes all of them"
         )
     listed = ", ".join(f"{len(digests)} {kind}" for kind, digests in report.asked.items() if digests)
-    lines.append(f"{verb}never fetched again: {listed}")
+    lines.append(f"{'would never be' if is_dry else 'never'} fetched again: {listed}")
     return "\n".join(lines)
 
 

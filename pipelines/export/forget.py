@@ -14,6 +14,7 @@ import yaml
 
 from curate.forget import Work
 from curate.forget_files import Eraser, Mask, digest_file, member_keys, open_seekable
+from curate.forgotten import is_in
 from curate.store import Store
 from curate.tar import index_tar
 from pipelines.export.repeat import UID_TYPE, parse_uids
@@ -121,7 +122,7 @@ def _forget_in_file(eraser: Eraser, store: Store, path: str, uids: frozenset[str
     if suffix == ".parquet" and "uid" in store.read_footer(path).schema.to_arrow_schema().names:
 
         def find(table: pa.Table) -> Mask:
-            return np.array([uid in uids for uid in table["uid"].to_pylist()], dtype=bool)
+            return is_in(table["uid"], uids)
 
         return eraser.parquet(store, path, ["uid"], find, lambda table, mask: table.filter(pa.array(~mask)))
     return []

@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_it_would_touch(tiny_pool: Pool) -> None:
     assert result.exit_code == 0, result.output
     assert "would be rewritten: shards/00001.tar (12 samples)" in result.stdout
     assert "... and 4 more" in result.stdout
-    assert result.stdout.rstrip().endswith("would be never fetched again: 1 domain")
+    assert result.stdout.rstrip().endswith("would never be fetched again: 1 domain")
     assert STATUS_FORGOTTEN not in statuses(tiny_pool)
     assert not tiny_pool.exists("forgotten")
 

@@ -1,6 +1,7 @@
 """Exports that lose a sample, read again by what reads them; the others are named, with the command that makes them anew."""
 
 import json
+import secrets
 from pathlib import Path
 
 import datasets
@@ -43,7 +44,7 @@ def _folder(pool: Pool) -> str:
 
 
 def erase(pool: Pool, exports: list[Path], uids: list[str], *, is_dry: bool = False) -> Journal:
-    journal = Journal(pool, "forgotten/pending/test", is_dry=is_dry)
+    journal = Journal(pool, f"forgotten/pending/{secrets.token_hex(4)}", is_dry=is_dry)
     targets = ForgetTargets(exports=tuple(map(str, exports)))
     forget_in_exports(Work(pool=pool, uids=frozenset(uids), eraser=Eraser(journal), targets=targets))
     return journal
@@ -62,14 +63,13 @@ def test_a_hugging_face_folder_loads_without_the_sample(
     journal = erase(pool, [out], [gone])
     # `datasets` compares the counts that the card states with what it reads.
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded["uid"][:] == [uid for uid in uids if uid != gone]
+    assert list(loaded["uid"]) == [uid for uid in uids if uid != gone]
     assert f"{len(uids) - 1} image-text pairs" in (out / "README.md").read_text()
     assert gone in {uid for change in journal.changes for uid in change.uids}
     assert journal.left == []
     content = json.loads((out / "export.json").read_text())
     assert content["num_samples"] == len(uids) - 1
-    again = erase(pool, [out], [gone])
-    assert [change.sha256_after for change in again.changes] == [change.sha256_after for change in journal.changes]
+    assert erase(pool, [out], [gone]).changes == []
 
 
 def test_vectors_keep_their_rows(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
