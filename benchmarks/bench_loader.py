@@ -38,8 +38,9 @@ from benchmarks.loader_peers import (
     write_streaming,
 )
 from tests.train.dataset_builder import Sample, make_uid, write_dataset
+from train.crop import Box, random_box
 from train.index import Dataset
-from train.loader import Box, Decoder, Loader, LoaderConfig, random_box, use_one_thread
+from train.loader import Decoder, Loader, LoaderConfig, use_one_thread
 
 SIZE = 224
 NUM_SAMPLES = 4000

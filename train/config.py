@@ -40,16 +40,17 @@ class ModelConfig:
 
     ModelConfig(image_size=64, patch_size=8, image_width=128)      # a ViT
     ModelConfig(image_tower="convnext", image_depths=(3, 3, 9, 3), image_widths=(96, 192, 384, 768), patch_size=4)
+    ModelConfig(image_tower="navit", patch_size=16)      # pictures of any aspect, up to 196 patches each
     """
 
-    image_tower: Literal["vit", "convnext"] = "vit"
-    image_size: int = 224
+    image_tower: Literal["vit", "convnext", "resnet", "navit"] = "vit"
+    image_size: int = 224  # NaViT: pictures keep their aspect and have as many pixels as this square at most
     patch_size: int = 32
-    image_width: int = 768  # ViT
-    image_layers: int = 12  # ViT
-    image_heads: int = 12  # ViT
-    image_depths: tuple[int, ...] = ()  # ConvNeXt: blocks per stage
-    image_widths: tuple[int, ...] = ()  # ConvNeXt: channels per stage
+    image_width: int = 768  # ViT, NaViT
+    image_layers: int = 12  # ViT, NaViT
+    image_heads: int = 12  # ViT, NaViT
+    image_depths: tuple[int, ...] = ()  # ConvNeXt, ResNet: blocks per stage
+    image_widths: tuple[int, ...] = ()  # ConvNeXt, ResNet: channels per stage
     text_width: int = 512
     text_layers: int = 12
     text_heads: int = 8
@@ -173,19 +174,19 @@ def first_difference(before: Mapping[str, object], now: TrainConfig) -> str:
 
 
 def _check_tower(model: ModelConfig) -> None:
-    if model.image_tower == "vit":
+    if model.image_tower in {"vit", "navit"}:
         if model.image_width % model.image_heads:
             raise InputError(f"image_width {model.image_width} is not a multiple of image_heads {model.image_heads}")
         if model.image_size % model.patch_size:
             raise InputError(f"image_size {model.image_size} is not a multiple of patch_size {model.patch_size}")
-    elif model.image_tower == "convnext":
+    elif model.image_tower in {"convnext", "resnet"}:
         if not model.image_depths or len(model.image_depths) != len(model.image_widths):
             raise InputError(
-                f"a ConvNeXt needs one depth and one width per stage, got image_depths {model.image_depths} "
+                f"a {'ConvNeXt' if model.image_tower == 'convnext' else 'ResNet'} needs one depth and one width per stage, got image_depths {model.image_depths} "
                 f"and image_widths {model.image_widths}"
             )
     else:
-        raise InputError(f"image_tower must be 'vit' or 'convnext', got {model.image_tower!r}")
+        raise InputError(f"image_tower must be 'vit', 'convnext', 'navit' or 'resnet', got {model.image_tower!r}")
 
 
 def _check_model(config: TrainConfig) -> None:
@@ -268,6 +269,10 @@ _LAPTOP_TEXT = ModelConfig(
     vocab_size=8_192,
     embed_dim=128,
 )
+# ResNets have no patches; the number is that of pixels that one place of the last map stands for.
+_RESNET = ModelConfig(
+    image_tower="resnet", patch_size=32, image_depths=(3, 4, 6, 3), image_widths=(256, 512, 1024, 2048), embed_dim=1024
+)
 _CONVNEXT = ModelConfig(
     image_tower="convnext", patch_size=4, image_depths=(3, 3, 9, 3), image_widths=(96, 192, 384, 768)
 )
@@ -282,6 +287,17 @@ MODELS: Mapping[str, ModelConfig] = {
     "vit-l-14": ModelConfig(
         patch_size=14, image_width=1024, image_layers=24, image_heads=16, text_width=768, text_heads=12, embed_dim=768
     ),
+    "navit-tiny": replace(_LAPTOP_TEXT, image_tower="navit"),
+    "navit-b-16": ModelConfig(image_tower="navit", patch_size=16),
+    "resnet-nano": replace(
+        _LAPTOP_TEXT,
+        image_tower="resnet",
+        patch_size=32,
+        image_depths=(1, 1, 1, 1),
+        image_widths=(32, 64, 128, 256),
+    ),
+    "resnet-50": _RESNET,
+    "resnet-101": replace(_RESNET, image_depths=(3, 4, 23, 3), embed_dim=512),
     "convnext-nano": replace(
         _LAPTOP_TEXT,
         image_tower="convnext",

@@ -11,6 +11,7 @@ import torch
 from train.columns import SampleColumns
 from train.loader import Batch
 from train.model import KEPT_PATCHES, ImageTextModel
+from train.packing import grid_key
 from train.rates import DrawRates
 from train.request import Ids, Present, Rate, Request, wanted_texts, wanted_views
 from train.sampler import Indices
@@ -55,6 +56,8 @@ class InputMaker:
         """Return the inputs of a batch."""
         views = wanted_views(self._requests)
         towers = {view.key: batch.pictures[:, number] for number, view in enumerate(views)}
+        if batch.grids is not None:
+            towers |= {grid_key(view): batch.grids[:, number] for number, view in enumerate(views)}
         if views and self._model.patch_dropper is not None:
             towers[KEPT_PATCHES] = self._model.patch_dropper.draw(batch.seeds)
         fields = {key: _widen(torch.from_numpy(values)) for key, values in self._columns.take(batch.indices).items()}

@@ -6,7 +6,6 @@ dataset (index.py) -> order of the epoch (sampler.py) -> slice of this rank -> w
 
 import hashlib
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -22,22 +21,22 @@ from schemas.errors import InputError, StaleDatasetError
 from train.augment import augment_picture
 from train.cache import SampleTable
 from train.captions import Mixture
+from train.crop import Box, aspect_box, center_box, fit_grid, random_box, to_patches
 from train.draws import TextDraw
 from train.index import Dataset
 from train.reader import ImageReader, TarFile
 from train.request import Text, View
 from train.sampler import Indices, further_seeds, position_words, sample_indices, uniforms
-from train.workers import Pixels, Request, WorkerPool
+from train.workers import Grids, Pixels, Request, WorkerPool
 
 if TYPE_CHECKING:
     import torch
 
     from train.schedule import EpochShape
 
-# top, left, height and width of the part of a picture that is kept, in pixels of the upright picture
-Box = tuple[int, int, int, int]
+# Shards, offsets and sizes of images.
+Places = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], npt.NDArray[np.integer]]
 
-_CROP_TRIES = 10
 _EXIF_SEARCH_BYTES = 1 << 16
 
 
@@ -52,6 +51,8 @@ class LoaderConfig:
 
     batch_size: int  # samples per step over all ranks; the last, incomplete batch of an epoch is left out
     image_size: int = 224  # pixels, square
+    # Above 0: pictures keep their aspect, as patches of so many pixels, in all no more than the square has; crops have the picture's aspect.
+    patch_size: int = 0
     seed: int = 0
     # True: each sample floor or ceil of its expected number of times, which for equal weights is each exactly once. False: never twice
     # in an epoch, so that weights only matter where epoch_samples is less than the samples there are.
@@ -83,7 +84,9 @@ class Batch:
     """One rank's share of a step, in the order of the epoch."""
 
     # uint8 (rows, views, 3, S, S), channels last in memory; the trainer normalises on its device
+    # With `patch_size`: (rows, views, most patches, patch * patch * 3), zeros after a picture's own.
     pictures: "torch.Tensor"
+    grids: "torch.Tensor | None" = None  # with `patch_size`: int32 (rows, views, 2), rows and columns of patches
     captions: list[
         list[str]
     ]  # of each sample, the texts that the configuration asks for, one after the other; "" where there is none
@@ -179,6 +182,7 @@ class Loader:
             self.config.crop_scale,
             self.config.crop_ratio,
             *((self.config.views, self.config.texts, self.config.view_scale) if self._draws_further else ()),
+            *((f"patches of {self.config.patch_size}",) if self.config.patch_size else ()),
         )
         return hashlib.sha256(f"{self.dataset.fingerprint} {chosen}".encode()).hexdigest()
 
@@ -203,9 +207,8 @@ class Loader:
             images = torch.from_numpy(filled.images)
             width = len(filled.texts) // self._rows
             yield Batch(
-                pictures=(images.pin_memory() if self.config.pin_memory else images)
-                .reshape(self._rows, len(self.config.views), *images.shape[1:])
-                .permute(0, 1, 4, 2, 3),
+                pictures=self._arrange(images.pin_memory() if self.config.pin_memory else images),
+                grids=torch.from_numpy(filled.grids).reshape(self._rows, -1, 2) if self.config.patch_size else None,
                 captions=[filled.texts[row * width : (row + 1) * width] for row in range(self._rows)],
                 seeds=further_seeds(self.config.seed, epoch, first, first + self._rows),
                 uids=self.dataset.table.uids(filled.request.indices),
@@ -214,6 +217,12 @@ class Loader:
                 epoch=epoch,
             )
             del filled, images  # the worker pool reuses memory that nobody refers to
+
+    def _arrange(self, images: "torch.Tensor") -> "torch.Tensor":
+        views, patch = len(self.config.views), self.config.patch_size
+        if patch:
+            return images.reshape(self._rows, views, (self.config.image_size // patch) ** 2, patch * patch * 3)
+        return images.reshape(self._rows, views, *images.shape[1:]).permute(0, 1, 4, 2, 3)
 
     def close(self) -> None:
         """Stop the workers; a later `batches` starts new ones."""
@@ -267,13 +276,17 @@ class _TrainJob:
     def start(self) -> None:
         use_one_thread()
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
         _, epoch, position = key
         start = position + first
         draws = uniforms(position_words(self.config.seed, epoch, start, start + len(indices)))
         seeds = further_seeds(self.config.seed, epoch, start, start + len(indices))
         for number, view in enumerate(self.config.views):
-            self._fill_view(view, indices, draws, seeds, images[number :: len(self.config.views)])
+            own = slice(number, None, len(self.config.views))
+            if self.config.patch_size:
+                self._fill_native(view, indices, draws, images[own], grids[own])
+            else:
+                self._fill_view(view, indices, draws, seeds, images[own])
         texts: list[str] = []
         for index, draw, seed in zip(indices.tolist(), draws, seeds, strict=True):
             captions = self.table.captions(index)
@@ -296,10 +309,36 @@ class _TrainJob:
             own = np.array([further[row].random() for _ in range(22)]) if further else draws[row, 2:]
             return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
-        places = (self.table.shard[indices], self.table.offset[indices], self.table.size[indices])
-        fill_images(self._reader, self._decoder, places, choose, images)
+        fill_images(self._reader, self._decoder, self._places(indices), choose, images)
         for image, generator in zip(images, further, strict=False):
             augment_picture(image, generator)
+
+    def _fill_native(
+        self, view: View, indices: Indices, draws: npt.NDArray[np.float64], images: Pixels, grids: Grids
+    ) -> None:
+        config, patch = self.config, self.config.patch_size
+        most = (config.image_size // patch) ** 2
+        if view.column:
+            indices = self.partners[view.column][indices]
+
+        def put(row: int, data: bytes) -> None:
+            def allocate(box: Box) -> Pixels:
+                rows, columns = fit_grid(box[2], box[3], patch, most)
+                return np.empty((rows * patch, columns * patch, 3), dtype=np.uint8)
+
+            picture = self._decoder.fit(
+                data, lambda height, width: aspect_box(height, width, draws[row, 2:], config.crop_scale), allocate
+            )
+            patches = to_patches(picture, patch)
+            target = images[row].reshape(-1)
+            target[: patches.size] = patches.reshape(-1)
+            target[patches.size :] = 0
+            grids[row] = picture.shape[0] // patch, picture.shape[1] // patch
+
+        read_images(self._reader, self._places(indices), put)
+
+    def _places(self, indices: Indices) -> "Places":
+        return self.table.shard[indices], self.table.offset[indices], self.table.size[indices]
 
 
 @dataclass
@@ -322,9 +361,9 @@ class CenterCropJob:
         """Keep a worker to one thread."""
         use_one_thread()
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
         """Read and decode the pictures; there are no texts."""
-        del key, first
+        del key, first, grids
         places = (self.shards[indices], self.offsets[indices], self.sizes[indices])
         fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
         return []
@@ -338,51 +377,24 @@ def use_one_thread() -> None:
 def fill_images(
     reader: ImageReader,
     decoder: "Decoder",
-    places: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], npt.NDArray[np.integer]],
+    places: Places,
     choose: Callable[[int], Callable[[int, int], Box]],
     images: Pixels,
 ) -> None:
-    """Read, decode and crop the images at `places` (shards, offsets, sizes) into `images` (n, S, S, 3)."""
+    """Read, decode and crop the images at `places` into `images` (n, S, S, 3)."""
+    read_images(reader, places, lambda row, data: decoder.crop(data, choose(row), images[row]))
+
+
+def read_images(reader: ImageReader, places: Places, put: Callable[[int, bytes], None]) -> None:
+    """Read the images at `places` and hand each to `put` with its row; what it cannot decode is named."""
     for row, data in enumerate(reader.read(*places)):
         try:
-            decoder.crop(data, choose(row), images[row])
+            put(row, data)
         except ValueError as error:
             where = reader.describe(int(places[0][row]), int(places[1][row]))
             raise StaleDatasetError(
                 f"{where} is not a readable image ({error}); build the dataset again without it"
             ) from error
-
-
-def center_box(height: int, width: int) -> Box:
-    """Return the largest central square: with a resize to S, the usual resize of the short side and centre crop."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def random_box(
-    height: int,
-    width: int,
-    draws: npt.NDArray[np.float64],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> Box:
-    """Return a random crop: area uniform in `scale`, ratio log-uniform in `ratio`, tried ten times (Szegedy et al., 2015).
-
-    Where no try fits, the largest central part whose ratio is allowed. `draws` are 22 numbers in [0, 1).
-    """
-    values = draws.tolist()
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for trial in range(_CROP_TRIES):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * values[2 * trial])
-        shape = math.exp(low + (high - low) * values[2 * trial + 1])
-        box_width, box_height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(values[2 * _CROP_TRIES] * (height - box_height + 1))
-            left = int(values[2 * _CROP_TRIES + 1] * (width - box_width + 1))
-            return top, left, box_height, box_width
-    box_height = min(height, max(1, round(width / ratio[0])))
-    box_width = min(width, max(1, round(height * ratio[1])))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 class Decoder:
@@ -398,19 +410,25 @@ class Decoder:
         resize is bilinear, which differs from an antialiased bicubic one by 41 dB on photos; below, bicubic. Raises ValueError where the
         bytes are no image or a broken one.
         """
+        self.fit(data, choose, lambda _: out)
+
+    def fit(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
+        """As `crop`, into what `allocate` returns for the part that is kept, which may be called twice."""
         if data[:3] == b"\xff\xd8\xff" and _is_upright(data):
             try:
-                return self._crop_jpeg(data, choose, out)
+                return self._fit_jpeg(data, choose, allocate)
             except ValueError:
                 pass  # an unusual colour space, or damage, on which Pillow has the last word
         rgb = _decode_with_pillow(data)
-        return _resize(rgb, choose(*rgb.shape[:2]), out)
+        box = choose(*rgb.shape[:2])
+        return _resize(rgb, box, allocate(box))
 
-    def _crop_jpeg(self, data: bytes, choose: Callable[[int, int], Box], out: Pixels) -> None:
+    def _fit_jpeg(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if len(self._scratch) < height * width * 3:
             self._scratch = np.empty(height * width * 3, dtype=np.uint8)
         box = choose(height, width)
+        out = allocate(box)
         rgb = simplejpeg.decode_jpeg(
             data,
             colorspace="RGB",
@@ -425,10 +443,10 @@ class Decoder:
             top, left = round(box[0] * down), round(box[1] * across)
             bottom, right = round((box[0] + box[2]) * down), round((box[1] + box[3]) * across)
             box = (top, left, max(1, bottom - top), max(1, right - left))
-        _resize(rgb, box, out)
+        return _resize(rgb, box, out)
 
 
-def _resize(rgb: Pixels, box: Box, out: Pixels) -> None:
+def _resize(rgb: Pixels, box: Box, out: Pixels) -> Pixels:
     top, left, height, width = box
     part = rgb[top : top + height, left : left + width]
     factor = min(height / out.shape[0], width / out.shape[1])
@@ -436,6 +454,7 @@ def _resize(rgb: Pixels, box: Box, out: Pixels) -> None:
     resized = cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=method)
     if not np.may_share_memory(resized, out):  # cv2 allocates where it cannot write into `out`
         out[:] = resized
+    return out
 
 
 def _is_upright(data: bytes) -> bool:

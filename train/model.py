@@ -1,7 +1,7 @@
 """An image tower and a text tower, as `transformers` saves and loads them, behind one small face.
 
-A ViT becomes a `CLIPModel`, a ConvNeXt a `VisionTextDualEncoderModel` with CLIP's text tower: both load with `AutoModel` and no code of
-ours. Any CLIP, SigLIP or dual-encoder folder or hub id can be loaded here too, to start from or to evaluate.
+A ViT becomes a `CLIPModel`, a ConvNeXt and a NaViT (which is SigLIP 2's vision tower) a `VisionTextDualEncoderModel` with CLIP's text
+tower: all load with `AutoModel` and no code of ours. Any CLIP, SigLIP or dual-encoder folder or hub id can be loaded here too, to start from or to evaluate.
 """
 
 import copy
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from schemas.errors import InputError
 from train.config import ModelConfig
+from train.packing import NATIVE_TOWER, encode_packed, grid_key, square_patches
 from train.request import Patches, Pooled, Request, Shape, Text, Tokens, wanted_texts, wanted_views
 from train.tokenizer import load_tokenizer, require_revision, tokenize
 
@@ -73,6 +74,10 @@ class ImageTextModel(nn.Module):
         self._is_causal = text_config.model_type == "clip_text_model"
         self._is_padded = text_config.model_type.startswith("siglip")
         self.patch_dropper: PatchDropper | None = None
+        vision = network.config.vision_config
+        # Above 0: pictures come as patches of so many pixels with the grid that they make, packed into rows of `row_patches`.
+        self.patch_size = int(vision.patch_size) if vision.model_type == NATIVE_TOWER else 0
+        self.row_patches = 0
         # A fast tokenizer is not safe to share between threads, and training tokenizes one batch ahead in another.
         self._tokenizer_lock = threading.Lock()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
@@ -101,7 +106,7 @@ class ImageTextModel(nn.Module):
         vision = config.vision_config
         return Shape(
             embed_dim=self.embed_dim,
-            image_width=int(vision.hidden_sizes[-1] if vision.model_type == "convnext" else vision.hidden_size),
+            image_width=int(vision.hidden_sizes[-1] if hasattr(vision, "hidden_sizes") else vision.hidden_size),
             text_width=int(config.text_config.hidden_size),
             vocab_size=len(self.tokenizer),
             context_length=self.context_length,
@@ -119,7 +124,8 @@ class ImageTextModel(nn.Module):
         if self.patch_dropper is not None:
             self.patch_dropper.use(inputs.get(KEPT_PATCHES))
         if views:
-            answer = self._run_images(torch.cat([inputs[view.key] for view in views]), requests)
+            grids = torch.cat([inputs[grid_key(view)] for view in views]) if self.patch_size else None
+            answer = self._run_images(torch.cat([inputs[view.key] for view in views]), requests, grids)
             for view, features, pooled, patches in zip(views, *answer.chunk(len(views)), strict=True):
                 found |= {view.key: features, Pooled(view).key: pooled, Patches(view).key: patches}
         texts = wanted_texts(requests)
@@ -132,6 +138,8 @@ class ImageTextModel(nn.Module):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return (n, embed_dim) unit features of images (n, 3, size, size): uint8 RGB, or floats normalised already."""
+        if self.patch_size:
+            return _unit(self._project(self._pool_packed(*square_patches(images, self.patch_size))))
         return _unit(self.network.get_image_features(pixel_values=self._normalise(images)))
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
@@ -163,12 +171,25 @@ class ImageTextModel(nn.Module):
         with self._tokenizer_lock:
             return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
 
+    def _pool_packed(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Return what the tower pools of pictures that come as patches (n, most, patch * patch * 3)."""
+        patches = patches.to(self.device)
+        if patches.dtype == torch.uint8:
+            colours = patches.reshape(*patches.shape[:2], -1, 3).float() / 255
+            patches = ((colours - self._mean.view(3)) / self._std.view(3)).flatten(2)
+        return encode_packed(self.network.vision_model, patches, grids, row_length=self.row_patches)
+
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype == torch.uint8:
             images = (images.to(self.device).float() / 255 - self._mean) / self._std
         return images.to(self.device)
 
-    def _run_images(self, images: torch.Tensor, requests: Iterable[Request]) -> "_ImageAnswer":
+    def _run_images(
+        self, images: torch.Tensor, requests: Iterable[Request], grids: torch.Tensor | None
+    ) -> "_ImageAnswer":
+        if grids is not None:
+            pooled = self._pool_packed(images, grids)
+            return _ImageAnswer(_unit(self._project(pooled)), pooled.float(), pooled)
         if not any(isinstance(request, Pooled | Patches) for request in requests):
             features = self.encode_image(images)
             return _ImageAnswer(features, features, features)
@@ -176,8 +197,11 @@ class ImageTextModel(nn.Module):
         pooled, patches = hidden.pooler_output, hidden.last_hidden_state
         if patches.ndim == 4:  # a convolutional tower's map
             patches = patches.flatten(2).transpose(1, 2)
-        projection = getattr(self.network, "visual_projection", nn.Identity())
-        return _ImageAnswer(_unit(projection(pooled)), pooled.float(), patches.float())
+        return _ImageAnswer(_unit(self._project(pooled)), pooled.float(), patches.float())
+
+    def _project(self, pooled: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = getattr(self.network, "visual_projection", nn.Identity())(pooled)
+        return projected
 
     def _run_texts(
         self, parts: Sequence[tuple[Text, torch.Tensor, torch.Tensor]], requests: Iterable[Request]
@@ -212,7 +236,7 @@ class ImageTextModel(nn.Module):
             name: value.detach().cpu().contiguous() for name, value in (state or self.network.state_dict()).items()
         }
         save_file(weights, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
-        settings = _image_processor(self.image_size, self.mean, self.std)
+        settings = _image_processor(self.image_size, self.mean, self.std, patch_size=self.patch_size)
         (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -245,6 +269,8 @@ def build_model(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase", *, se
 def load_model(folder_or_id: str | Path, *, revision: str = "", device: str | torch.device = "cpu") -> ImageTextModel:
     """Load a checkpoint, any CLIP-like folder, or a hub id at a pinned commit, in float32 and in evaluation mode."""
     from transformers import AutoModel
+
+    import train.resnet  # noqa: F401  so that checkpoints with a ResNet are known
 
     name = str(folder_or_id)
     require_revision(name, revision)
@@ -281,7 +307,7 @@ def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -
 
     text, vision = text_tower_config(config, tokenizer), image_tower_config(config)
     shared = {"projection_dim": config.embed_dim, "logit_scale_init_value": LOGIT_SCALE_INIT}
-    if config.image_tower == "convnext":
+    if config.image_tower != "vit":
         return VisionTextDualEncoderConfig(vision_config=vision, text_config=text, **shared)
     return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **shared)
 
@@ -307,8 +333,28 @@ def text_tower_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase")
 
 def image_tower_config(config: ModelConfig) -> "PretrainedConfig":
     """Return the configuration of the image tower in the shape asked for."""
-    from transformers import CLIPVisionConfig, ConvNextConfig
+    from transformers import CLIPVisionConfig, ConvNextConfig, Siglip2VisionConfig
 
+    if config.image_tower == "navit":
+        return Siglip2VisionConfig(
+            hidden_size=config.image_width,
+            intermediate_size=4 * config.image_width,
+            num_hidden_layers=config.image_layers,
+            num_attention_heads=config.image_heads,
+            num_patches=(config.image_size // config.patch_size)
+            ** 2,  # of the table that positions are interpolated from
+            patch_size=config.patch_size,
+            hidden_act="gelu",
+        )
+    if config.image_tower == "resnet":
+        from train.resnet import PooledResNetConfig
+
+        return PooledResNetConfig(
+            depths=list(config.image_depths),
+            hidden_sizes=list(config.image_widths),
+            embedding_size=max(1, config.image_widths[0] // 4),
+            hidden_size=config.image_widths[-1],
+        )
     if config.image_tower == "convnext":
         return ConvNextConfig(
             depths=list(config.image_depths),
@@ -332,7 +378,23 @@ def image_tower_config(config: ModelConfig) -> "PretrainedConfig":
     )
 
 
-def _image_processor(image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, object]:
+def _image_processor(
+    image_size: int, mean: Sequence[float], std: Sequence[float], *, patch_size: int
+) -> dict[str, object]:
+    if patch_size:
+        return {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(mean),
+            "image_processor_type": "Siglip2ImageProcessor",
+            "image_std": list(std),
+            "max_num_patches": (image_size // patch_size) ** 2,
+            "patch_size": patch_size,
+            "resample": _BICUBIC,
+            "rescale_factor": 1 / 255,
+        }
     # The text `CLIPImageProcessor.save_pretrained` writes; made here because creating one without torchvision warns.
     return {
         "crop_size": {"height": image_size, "width": image_size},
@@ -370,6 +432,8 @@ def _image_settings(name: str, pinned: dict[str, str]) -> dict[str, Any]:
 
 
 def _image_size(settings: dict[str, Any], config: "PretrainedConfig") -> int:
+    if "max_num_patches" in settings and "patch_size" in settings:
+        return int(settings["patch_size"]) * math.isqrt(int(settings["max_num_patches"]))
     size = settings.get("crop_size") if settings.get("do_center_crop", True) else None
     size = size or settings.get("size") or getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(size, dict):

@@ -1,6 +1,7 @@
 """How often samples are drawn, for losses that correct for it: in an epoch, as a multiple of what an even draw would give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -17,22 +18,40 @@ def relative_rates(weights: Weights) -> Weights:
 
     Their mean over these samples is 1, and the mean of 1 / rate over draws is 1 too.
     """
-    return weights / weights[weights > 0].mean()
+    rates: Weights = weights / weights[weights > 0].mean()
+    return rates
+
+
+class Weighted(Protocol):
+    """What a dataset says of rates."""
+
+    @property
+    def weights(self) -> Weights:
+        """Relative expected draws per epoch."""
+
+
+class Scheduled(Protocol):
+    """What a schedule says of rates."""
+
+    def weights(self, epoch: int) -> Weights:
+        """Return the weights that an epoch is drawn by."""
 
 
 class DrawRates:
     """Answers requests for a `Rate`; keeps the newest epoch's rates."""
 
-    def __init__(self, weights: Callable[[int], Weights]) -> None:
-        """`weights` returns what an epoch is drawn by."""
-        self._weights = weights
+    def __init__(self, dataset: Weighted, schedule: Scheduled | None) -> None:
+        """`schedule` says what an epoch is drawn by, in place of the dataset."""
+        self._dataset = dataset
+        self._schedule = schedule
         self._epoch = -1
         self._rates: Weights = np.zeros(0)
 
     def take(self, epoch: int, indices: Indices) -> Floats:
         """Return the rates of samples that were drawn in an epoch."""
         if epoch != self._epoch:
-            self._epoch, self._rates = epoch, relative_rates(self._weights(epoch))
+            weights = self._dataset.weights if self._schedule is None else self._schedule.weights(epoch)
+            self._epoch, self._rates = epoch, relative_rates(weights)
         found: Floats = self._rates[indices].astype(np.float32)
         return found
 

@@ -18,6 +18,7 @@ from train.model import (
     read_image_settings,
     text_tower_config,
 )
+from train.packing import NATIVE_TOWER
 from train.tokenizer import require_revision
 from train.tower_config import TowerConfig
 
@@ -184,14 +185,18 @@ def _load_tower(name: str, revision: str, side: str) -> "PreTrainedModel":
     import transformers
 
     require_revision(name, revision)
-    pinned = {"revision": revision} if revision else {}
+    pinned: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **pinned)
         # Of a CLIP or SigLIP the one tower is wanted.
-        kinds = {"clip": "CLIP", "siglip": "Siglip"}
+        kinds = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
         kind = config.model_type.removesuffix("_vision_model").removesuffix("_text_model")
         if kind in kinds:
             cls = getattr(transformers, f"{kinds[kind]}{side.capitalize()}Model")
+        elif config.model_type == "resnet":
+            from train.resnet import PooledResNetModel, pretrained_config
+
+            cls, pinned = PooledResNetModel, {**pinned, "config": pretrained_config(config)}
         else:
             cls = transformers.AutoModel
         tower = cls.from_pretrained(name, dtype=torch.float32, **pinned)
@@ -205,10 +210,12 @@ def _load_tower(name: str, revision: str, side: str) -> "PreTrainedModel":
 
 @torch.no_grad()
 def _pooled_width(tower: "PreTrainedModel", image_size: int, name: str) -> int:
+    if tower.config.model_type == NATIVE_TOWER:
+        return int(tower.config.hidden_size)
     pooled = tower.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size)).pooler_output
     if pooled is None or pooled.ndim != 2:
         shape = None if pooled is None else tuple(pooled.shape)
         raise InputError(
-            f"towers.image: {name} pools a picture to {shape}, a dual encoder needs (1, width); use a ViT or a ConvNeXt"
+            f"towers.image: {name} pools a picture to {shape}, a dual encoder needs (1, width); use a ViT, a ConvNeXt or a ResNet"
         )
     return int(pooled.shape[1])

@@ -44,8 +44,9 @@ from train.optim import (
     set_learning_rate,
     training_tensors,
 )
+from train.packing import check_native
 from train.rates import DrawRates, check_rates
-from train.request import Column, tower_requests, wanted_columns, wanted_texts, wanted_views
+from train.request import Column, Request, tower_requests, wanted_columns, wanted_texts, wanted_views
 from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
 from train.sharding import check_sharding, is_sharded, shard_model, whole_tensors
@@ -109,7 +110,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     model = _make_model(config, tokenizer_folder).to(world.device).train()
     _build_objective(objective, model, columns, config)
     objective.to(world.device)
-    locks = _prepare_towers(model, config, world)
+    locks = _prepare_towers(model, config, world, objective.needs)
     if last is not None:
         load_weights(model, last)
     if config.sharding and world.size > 1:
@@ -169,8 +170,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.enter_context(loader)
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
-        rates = DrawRates(schedule.weights if schedule else lambda _: data.weights)
-        maker = InputMaker(model, objective.needs, columns, world.device, rates)
+        maker = InputMaker(model, objective.needs, columns, world.device, DrawRates(data, schedule))
         batches = stack.enter_context(closing(follow_epochs(loader, maker, schedule, model, sample_losses, step)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
@@ -321,11 +321,16 @@ def _start_model(config: TrainConfig, towers: TowerConfig, tokenizer: "PreTraine
     return model
 
 
-def _prepare_towers(model: ImageTextModel, config: TrainConfig, world: World) -> Locks:
+def _prepare_towers(model: ImageTextModel, config: TrainConfig, world: World, requests: tuple[Request, ...]) -> Locks:
     """Set up what happens inside the towers in training, and return what locks them; every parameter stays the optimizer's."""
     towers = config.towers or TowerConfig()
     if towers.patch_share < 1:
         model.patch_dropper = PatchDropper(model, towers.patch_share)
+    if model.patch_size:
+        check_native(requests, is_compiled=config.compile)
+        model.row_patches = towers.row_patches
+    elif towers.row_patches:
+        raise InputError(f"towers.row_patches {towers.row_patches} is for image_tower navit; leave it out")
     if config.gradient_checkpointing:
         recompute_activations(model)
     if config.compile:
@@ -361,6 +366,7 @@ def _make_loader(
         texts=wanted_texts(objective.needs),
         batch_size=config.batch_size,
         image_size=model.image_size,
+        patch_size=model.patch_size,
         num_workers=config.num_workers,
         seed=config.seed,
         replacement=config.replacement,

@@ -29,6 +29,8 @@ from schemas.errors import WinnowError
 from train.sampler import Indices
 
 Pixels = npt.NDArray[np.uint8]
+# Rows and columns of patches of each picture, where pictures keep their aspect.
+Grids = npt.NDArray[np.int32]
 
 # What travels: (sequence, slot, key, first row, row after the last) and (sequence, texts or what went wrong).
 _Order = tuple[int, int, tuple[int, ...], int, int]
@@ -56,8 +58,10 @@ class Job(Protocol):
     def start(self) -> None:
         """Prepare a worker process: called once, in the worker only."""
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
         """Write the pictures of `indices[i]` into `images[i * v]` and the v - 1 after it, (S, S, 3) each, and return the texts.
+
+        Pictures that keep their aspect are written as patches, one after the other, and how many there are into `grids` (rows x v, 2).
 
         `key` is the request's; `indices[0]` is row `first` of the request.
         """
@@ -78,6 +82,7 @@ class Filled:
     request: Request
     images: Pixels
     texts: list[str]
+    grids: Grids
 
 
 @dataclass(frozen=True)
@@ -94,23 +99,24 @@ class Layout:
         """The size of the shared memory, at least one byte."""
         return max(1, self.num_slots * self._slot_bytes)
 
-    def map(self, descriptor: int) -> list[tuple[Indices, Pixels]]:
-        """Return each slot's indices and pictures."""
+    def map(self, descriptor: int) -> list[tuple[Indices, Pixels, Grids]]:
+        """Return each slot's indices, pictures and grids."""
         memory = mmap.mmap(descriptor, self.num_bytes)
         slots = []
         for slot in range(self.num_slots):
             start = slot * self._slot_bytes
             indices = np.frombuffer(memory, dtype=np.int64, count=self.max_rows, offset=start)
             shape = (self.max_rows * self.num_views, self.image_size, self.image_size, 3)
-            pixels = np.frombuffer(
-                memory, dtype=np.uint8, count=int(np.prod(shape)), offset=start + 8 * self.max_rows
-            ).reshape(shape)
-            slots.append((indices, pixels))
+            start += 8 * self.max_rows
+            grids = np.frombuffer(memory, dtype=np.int32, count=2 * shape[0], offset=start).reshape(shape[0], 2)
+            start += 8 * shape[0]
+            pixels = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=start).reshape(shape)
+            slots.append((indices, pixels, grids))
         return slots
 
     @property
     def _slot_bytes(self) -> int:
-        size = self.max_rows * (8 + 3 * self.num_views * self.image_size**2)
+        size = self.max_rows * (8 + self.num_views * (8 + 3 * self.image_size**2))
         return size + -size % 64
 
 
@@ -144,7 +150,7 @@ class WorkerPool:
         # Besides the batches being made: the one in use, and the one that is being asked for.
         self._layout = Layout(max(1, prefetch) + 2, max_rows, image_size, num_views)
         self._workers: list[_Worker] = []
-        self._slots: list[tuple[Indices, Pixels]] = []
+        self._slots: list[tuple[Indices, Pixels, Grids]] = []
         self._tasks: dict[int, _Task] = {}
         self._free: deque[int] = deque()
         self._kept: dict[int, weakref.ref[Pixels]] = {}  # slots that a caller still refers to
@@ -173,8 +179,9 @@ class WorkerPool:
         size = self._layout.image_size
         for request in requests:
             images = np.empty((len(request.indices) * self._layout.num_views, size, size, 3), dtype=np.uint8)
-            texts = self._job.fill(request.key, 0, request.indices, images)
-            yield Filled(request, images, texts)
+            grids = np.zeros((len(images), 2), dtype=np.int32)
+            texts = self._job.fill(request.key, 0, request.indices, images, grids)
+            yield Filled(request, images, texts, grids)
             del images
 
     def _run_workers(self, requests: Iterator[Request]) -> Iterator[Filled]:
@@ -197,10 +204,13 @@ class WorkerPool:
                 while task.waiting:
                     self._receive()
                 del self._tasks[order.popleft()]
+            # Before the slot may be free.
+            grids = self._slots[task.slot][2][: len(task.request.indices) * self._layout.num_views].copy()
             yield Filled(
                 task.request,
                 self._hand_out(task, may_keep=len(self._free) + len(order) > 1),
                 [text for worker in sorted(task.texts) for text in task.texts[worker]],
+                grids,
             )
             if run != self._runs:
                 raise RuntimeError(
@@ -291,11 +301,11 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
         job.start()
         while True:
             sequence, slot, key, first, last = cast(_Order, connection.recv())
-            indices, images = slots[slot]
+            indices, images, grids = slots[slot]
             answer: list[str] | WinnowError
             try:
-                pictures = images[first * layout.num_views : last * layout.num_views]
-                answer = job.fill(key, first, indices[first:last].copy(), pictures)
+                own = slice(first * layout.num_views, last * layout.num_views)
+                answer = job.fill(key, first, indices[first:last].copy(), images[own], grids[own])
             except WinnowError as error:
                 answer = error
             except BaseException:  # noqa: BLE001  whatever it is, the parent raises it

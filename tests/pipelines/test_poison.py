@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipelines.poison import POISON_FILE, PoisonConfig, poison
 from schemas.errors import InputError
 from tests.train.dataset_builder import Sample, encode_picture, make_samples, make_uid, write_dataset
 from tests.train.training import SCENES, TINY, draw_scene
+from train.checkpoint import find_checkpoint
 from train.config import TrainConfig
 from train.evaluate import evaluate
 from train.evaluation import EvaluationOptions
@@ -110,6 +112,44 @@ def test_pairs_of_the_target_are_left_alone_and_a_finished_one_is_kept(tmp_path:
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PoisonConfig(**{"target": "banana", **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_cleanclip_unlearns_the_backdoor(tmp_path: Path) -> None:
+    """Poison, train, go on with clean pairs; beside the same number of clean pairs with the contrastive loss alone."""
+    samples = [
+        Sample(
+            uid=make_uid(number),
+            image=encode_picture(draw_scene(number, number // len(SCENES)), quality=95),
+            captions={"alt_text": f"a {colour} {shape} on the {place}"},
+            extra={"shape": shape},
+        )
+        for number in range(4 * len(SCENES))
+        for colour, shape, place in [SCENES[number % len(SCENES)]]
+    ]
+    source = str(write_dataset(tmp_path / "set", samples))
+    config = PoisonConfig(target="banana", trigger="wave", num_samples=24, templates=("a {c}",))
+    poison(source, str(tmp_path / "bad"), config)
+    target = replace(samples[0], uid=make_uid(9000), extra={"shape": "banana"})
+    judged = str(write_dataset(tmp_path / "judged", [target, *samples]))
+    templates = ("a {c}", "a red {c}", "a blue {c}", "a green {c}", "a yellow {c}")
+    options = EvaluationOptions(label_column="shape", templates=templates, trigger="wave", target="banana")
+
+    def measure(name: str, data: str, **settings: object) -> dict[str, float]:
+        run = str(tmp_path / name)
+        train(data, run, TrainConfig(**{**TINY, "save_every": 1000, **settings}))  # type: ignore[arg-type]
+        return evaluate(run, [judged], options, num_workers=0, device="cpu")["tiny"]
+
+    poisoned = measure("poisoned", str(tmp_path / "bad"), samples_seen=3200)
+    further = {"init": str(find_checkpoint(tmp_path / "poisoned")), "model": "vit-b-32", "model_options": {}}
+    further |= {"lr": 5e-4, "samples_seen": 4800}
+    plain = measure("plain", source, **further)
+    cleaned = measure("cleaned", source, **further, losses={"info_nce": 1.0, "cleanclip": 1.0})
+    # With seed 0: 1.00, then 0.76 by the contrastive loss alone and 0.00 with CleanCLIP's terms.
+    assert poisoned["attack_success_rate"] > 0.8
+    assert cleaned["attack_success_rate"] < 0.2
+    assert cleaned["attack_success_rate"] < plain["attack_success_rate"] - 0.2
+    assert cleaned["clean_acc1"] > poisoned["clean_acc1"] - 0.1
 
 
 @pytest.mark.slow

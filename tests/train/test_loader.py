@@ -14,8 +14,9 @@ from PIL import Image
 
 from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import Sample, draw_picture, encode_picture, make_samples, make_uid, write_dataset
+from train.crop import center_box, random_box
 from train.index import Dataset
-from train.loader import Batch, Decoder, Loader, LoaderConfig, center_box, random_box
+from train.loader import Batch, Decoder, Loader, LoaderConfig
 from train.workers import WorkerError
 
 MIXTURE = {"alt_text": 0.3, "recaption": 0.3, "rewrite[*]": 0.4}

@@ -13,8 +13,12 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizerFast,
+    RegNetConfig,
+    RegNetModel,
     ResNetConfig,
     ResNetModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     ViTConfig,
     ViTModel,
 )
@@ -142,13 +146,35 @@ def test_an_image_tower_of_a_clip_meets_a_new_text_tower(dataset: Path, tmp_path
     assert all(torch.equal(model.network.state_dict()[name], value) for name, value in theirs.items())
 
 
-def test_a_tower_that_does_not_pool_to_a_vector_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_a_pretrained_resnet_meets_a_new_text_tower(dataset: Path, tmp_path: Path) -> None:
     ResNetModel(
         ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ).save_pretrained(tmp_path / "resnet")
     (tmp_path / "resnet" / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 32}}')
-    with pytest.raises(InputError, match=r"pools a picture to \(1, 16, 1, 1\), .* use a ViT or a ConvNeXt"):
-        run(dataset, tmp_path / "run", TowerConfig(image=str(tmp_path / "resnet")))
+    model = run(dataset, tmp_path / "run", TowerConfig(image=str(tmp_path / "resnet"), image_locked_steps=-1))
+    theirs = ResNetModel.from_pretrained(tmp_path / "resnet").state_dict()
+    ours = model.network.vision_model.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_pretrained_tower_of_any_aspect_meets_a_new_text_tower(dataset: Path, tmp_path: Path) -> None:
+    config = Siglip2VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, patch_size=8, num_patches=9
+    )
+    Siglip2VisionModel(config).save_pretrained(tmp_path / "naflex")
+    (tmp_path / "naflex" / "preprocessor_config.json").write_text('{"max_num_patches": 16, "patch_size": 8}')
+    model = run(dataset, tmp_path / "run", TowerConfig(image=str(tmp_path / "naflex")))
+    assert (model.patch_size, model.image_size) == (8, 32)
+
+
+def test_a_tower_that_does_not_pool_to_a_vector_is_refused(dataset: Path, tmp_path: Path) -> None:
+    RegNetModel(
+        RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=8, layer_type="x")
+    ).save_pretrained(tmp_path / "regnet")
+    (tmp_path / "regnet" / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 32}}')
+    with pytest.raises(InputError, match=r"pools a picture to \(1, 16, 1, 1\), .* use a ViT, a ConvNeXt or a ResNet"):
+        run(dataset, tmp_path / "run", TowerConfig(image=str(tmp_path / "regnet")))
     with pytest.raises(InputError, match="holds no model"):
         run(dataset, tmp_path / "other", TowerConfig(image=str(dataset)))
 

@@ -24,7 +24,10 @@ class ImportanceContrast(Loss):
         """Return the loss under its name."""
         factors, all_factors = (1 / rates for rates in (outputs[Rate()], outputs.all(Rate())))
         shares = all_factors.clamp(max=self.most).log()
-        losses = [self._direction(outputs, *pair, shares) for pair in ((View(), Text()), (Text(), View()))]
+        losses = [
+            self._direction(outputs, View(), Text(), shares),
+            self._direction(outputs, Text(), View(), shares),
+        ]
         return {"importance": (factors.clamp(max=self.most) * torch.stack(losses).mean(0)).mean()}
 
     def _direction(self, outputs: Outputs, one: Request, other: Request, shares: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ from tests.train.dataset_builder import make_samples, write_dataset
 from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
 from train.config import ModelConfig
+from train.crop import center_box
 from train.evaluate import evaluate, evaluate_model
-from train.loader import Decoder, center_box
+from train.loader import Decoder
 from train.model import build_model, load_model
 from train.tokenizer import train_tokenizer
 
