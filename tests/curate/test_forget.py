@@ -397,6 +397,7 @@ def test_wrong_folders_are_refused_before_anything(scene: Scene, tmp_path: Path)
     assert not scene.pool.exists("forgotten/list.json")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_instant_is_finished_by_the_next_run(original: Scene, scene: Scene) -> None:
     report = forget(scene)
