@@ -114,7 +114,7 @@ def measure_all(client: httpx.Client, rounds: int) -> None:
             for answer in pool.map(client.get, paths):
                 answer.raise_for_status()
 
-        show("grid with its pictures, tars not indexed yet", 1, grid_with_pictures)
+        show("grid with its pictures for the first time", 1, grid_with_pictures)
         show("grid with its pictures, 60 rows at random", few(50), grid_with_pictures)
     uids = [row["uid"] for row in get("/api/grid", {"sort": "random", "limit": 100}).json()["rows"]]
     show("one sample in full", few(20), lambda number: get("/api/sample", {"uid": uids[number]}))
