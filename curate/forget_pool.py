@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.fetch.ingest import load_plans
-from curate.forget_files import Eraser, empty_rows
+from curate.forget_files import Eraser, Mask, empty_rows
 from curate.forgotten import ERROR, PLANNED_COLUMNS, bury, is_in
 from curate.store import Pool
 from schemas.annotation import ERROR_COLUMN, UID_COLUMN
@@ -34,9 +33,10 @@ def annotation_files(pool: Pool, shard: int) -> Iterator[str]:
 def forget_in_annotations(eraser: Eraser, pool: Pool, shard: int, uids: frozenset[str]) -> None:
     """Empty the rows of samples in every annotation of a shard; the rows stay, with the error `forgotten`, and so does the header."""
 
-    def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
+    def is_told(table: pa.Table) -> Mask:
         is_old = pc.fill_null(pc.not_equal(table[ERROR_COLUMN], ERROR), True)
-        return is_in(table[UID_COLUMN], uids) & np.array(is_old.to_numpy(), dtype=bool)
+        found: Mask = is_in(table[UID_COLUMN], uids) & np.array(is_old.to_numpy(), dtype=bool)
+        return found
 
     for path in annotation_files(pool, shard):
         if not eraser.is_dry:
@@ -83,9 +83,10 @@ def forget_in_plans(eraser: Eraser, pool: Pool, paths: Sequence[str], uids: froz
         columns = ["uid", "url", *(["source_file_"] if path in finished and "source_file_" in names else [])]
         keep = {"keep": PLANNED_COLUMNS} if path in finished else {}
 
-        def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
+        def is_told(table: pa.Table) -> Mask:
             has_any = [table[name].is_valid().to_numpy() for name in table.column_names[1:]]
-            return is_in(table[UID_COLUMN], uids) & np.logical_or.reduce(has_any)
+            found: Mask = is_in(table[UID_COLUMN], uids) & np.logical_or.reduce(has_any)
+            return found
 
         eraser.parquet(
             pool,
@@ -118,7 +119,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)))
 
 
-def _is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
+def _is_told(table: pa.Table) -> Mask:
     """Tell of which rows more is there than that they are forgotten."""
     return np.array(pc.fill_null(pc.not_equal(table["status"], STATUS_FORGOTTEN), True).to_numpy(), dtype=bool)
 

@@ -8,12 +8,11 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.forget_files import Eraser, empty_rows
+from curate.forget_files import Eraser, Mask, empty_rows
 from curate.forgotten import is_in
 from curate.store import Pool
 from schemas.sample import STATUS_FORGOTTEN
@@ -32,12 +31,13 @@ _LEDGER_ROW = {
 def forget_in_selection(eraser: Eraser, pool: Pool, folder: str, uids: frozenset[str]) -> None:
     """Remove samples from a selection (its folder in the pool); `selection.json` is last."""
 
-    def is_selected(table: pa.Table) -> npt.NDArray[np.bool_]:
+    def is_selected(table: pa.Table) -> Mask:
         return is_in(table["uid"], uids)
 
-    def is_told(table: pa.Table) -> npt.NDArray[np.bool_]:
+    def is_told(table: pa.Table) -> Mask:
         is_old = pc.fill_null(pc.not_equal(table["status"], STATUS_FORGOTTEN), True)
-        return is_selected(table) & np.array(is_old.to_numpy(), dtype=bool)
+        found: Mask = is_selected(table) & np.array(is_old.to_numpy(), dtype=bool)
+        return found
 
     gone = eraser.parquet(
         pool,

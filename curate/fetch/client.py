@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,6 +36,7 @@ from curate.fetch.errors import (
 from curate.fetch.response import Head
 from curate.fetch.robots import CACHE_SECONDS, Rules, is_opted_out, parse_robots
 from curate.fetch.robots import MAX_BYTES as MAX_ROBOTS_BYTES
+from curate.forgotten import MESSAGE
 
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 _MAX_ROBOTS_REDIRECTS = 5
@@ -57,6 +58,7 @@ class Visit:
 
     opted_out: set[str] = field(default_factory=set)  # origins
     unreachable: dict[str, FetchError] = field(default_factory=dict)  # origin -> why its robots.txt could not be read
+    refuses: Callable[[str], bool] = lambda _: False  # tells of a URL whether it was taken down
 
 
 @dataclass
@@ -281,5 +283,7 @@ class Client:
 
 
 def _check_opt_out(target: Target, visit: Visit) -> None:
+    if visit.refuses(target.url):
+        raise PermanentError(MESSAGE)
     if target.origin in visit.opted_out:
         raise OptedOutError(OPTED_OUT)

@@ -17,6 +17,7 @@ from curate.fetch.config import DownloadConfig
 from curate.fetch.download import DownloadReport, clean_up, make_report, make_task, run_shards, share_connections
 from curate.fetch.errors import is_temporary
 from curate.fetch.ingest import Plan, check_settings, load_plans
+from curate.fetch.refusal import Refusal
 from curate.fetch.shard import ProgressReporter, ShardTask, fetch_rows
 from curate.fetch.transform import Transformed
 from curate.fetch.writer import RESULT_COLUMNS, ShardCounts, Spool, write_shard
@@ -81,7 +82,8 @@ def retry_shard(task: ShardTask) -> ShardCounts:
     spool = Spool()
     reporter = ProgressReporter(pool, shard)
     try:
-        fetched = fetch_rows(rows, wanted, task.config, task.connections_per_host, spool, reporter)
+        refusal = Refusal(pool, task.rows_path, rows, wanted)
+        fetched = fetch_rows(rows, refusal, task.config, task.connections_per_host, spool, reporter)
         again = [fetched[row] for row in wanted]
         if again != [results[row] for row in wanted]:
             _rewrite(task, rows, table, results, fetched, spool, start_time)

@@ -28,7 +28,8 @@ class Fetched:
 class RowFetch:
     """Fetches some rows of a shard; images of successes go to `spool`, and every finished row to `report`.
 
-    `on_ending` is called when no more rows are left than there are connections: others may use those that become free.
+    `refuses` tells of a URL, one that a redirect names as well, whether it must not be asked. `on_ending` is called when no more rows
+    are left than there are connections: others may use those that become free.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RowFetch:
         config: DownloadConfig,
         spool: Spool,
         report: Callable[[Transformed], None],
+        refuses: Callable[[str], bool] = lambda _: False,
     ) -> None:
         urls, self._uids, self._hashes = (rows[name].to_pylist() for name in ("url", "uid", "sha256"))
         self._wanted = wanted
@@ -49,7 +51,7 @@ class RowFetch:
         self._num_decoding = 0
         self._are_decoded = asyncio.Event()
         self._error: BaseException | None = None
-        self._visit = Visit()
+        self._visit = Visit(refuses=refuses)
         self.on_ending: Callable[[], None] = lambda: None
         for row in wanted:
             try:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from curate.fetch.client import Client, Memory
 from curate.fetch.config import DownloadConfig
 from curate.fetch.decoder import Decoder
+from curate.fetch.refusal import Refusal
 from curate.fetch.rows import RowFetch
 from curate.fetch.transform import Transformed
 from curate.fetch.writer import ShardCounts, Spool, read_counts, write_shard
@@ -72,7 +73,8 @@ def _fetch_foreign_shard(task: ShardTask) -> ShardCounts:
     spool = Spool()
     reporter = ProgressReporter(task.pool, task.shard)
     try:
-        results = fetch_rows(rows, range(len(rows)), task.config, task.connections_per_host, spool, reporter)
+        refusal = Refusal(task.pool, task.rows_path, rows, range(len(rows)))
+        results = fetch_rows(rows, refusal, task.config, task.connections_per_host, spool, reporter)
         return commit_results(task, rows, results, spool, start_time)
     finally:
         spool.close()
@@ -88,24 +90,25 @@ def _load_libraries() -> None:
 
 def fetch_rows(
     rows: pa.Table,
-    wanted: Sequence[int],
+    refusal: Refusal,
     config: DownloadConfig,
     connections_per_host: int,
     spool: Spool,
     reporter: "ProgressReporter",
 ) -> dict[int, Transformed]:
-    """Fetch some rows of a shard; images of successes go to `spool`."""
+    """Fetch some rows of a shard, but those that were taken down; images of successes go to `spool`."""
     if config.fetcher == "img2dataset":
         from curate.fetch.foreign import fetch_rows_with_img2dataset
 
-        return fetch_rows_with_img2dataset(rows, wanted, config, spool, reporter.count)
+        results = fetch_rows_with_img2dataset(rows, refusal.allowed, config, spool, reporter.count)
+        return refusal.complete(results)
 
     async def run() -> dict[int, Transformed]:
-        fetch = RowFetch(rows, wanted, config, spool, reporter.count)
+        fetch = RowFetch(rows, refusal.allowed, config, spool, reporter.count, refusal.refuses)
         async with _open_tools(config, connections_per_host) as tools, tools.showing(reporter):
             return await fetch.run(tools.client, tools.decoder)
 
-    return asyncio.run(run())
+    return refusal.complete(asyncio.run(run()))
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,15 @@ class _ShardJob:
         if task.pool.exists(task.pool.shard_parquet(task.shard)):
             return read_counts(task.pool, task.shard)
         self._rows = task.pool.read_table(task.rows_path)
-        return RowFetch(self._rows, range(len(self._rows)), task.config, self._spool, self._reporter.count)
+        self._refusal = Refusal(task.pool, task.rows_path, self._rows, range(len(self._rows)))
+        return RowFetch(
+            self._rows,
+            self._refusal.allowed,
+            task.config,
+            self._spool,
+            self._reporter.count,
+            self._refusal.refuses,
+        )
 
     async def run(self, tools: _Tools, prepared: "asyncio.Future[ShardCounts | RowFetch]") -> ShardCounts:
         """Fetch and commit."""
@@ -204,6 +215,7 @@ class _ShardJob:
         self._reporter.close()
 
     def _write(self, results: dict[int, Transformed], start_time: float) -> ShardCounts:
+        results = self._refusal.complete(results)
         counts = commit_results(self.task, self._rows, results, self._spool, start_time)
         self._reporter.write()
         return counts
