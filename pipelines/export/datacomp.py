@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.export.repeat import UID_TYPE, Repeats, parse_uids, plan_repeats
+from pipelines.export.repeat import NO_REPETITION, UID_TYPE, Repeats, parse_uids, plan_repeats
 from pipelines.export.source import Source
 from pipelines.export.target import DigestingFile, ExportReport, write_single
 
@@ -31,18 +31,26 @@ def export(source: Source, out: str, *, num_samples: int = 0, is_weighted: bool 
     with tempfile.TemporaryDirectory(prefix="winnow-export-") as folder:
         repeats = plan_repeats((w for _, w in source.weights()), num_samples) if is_weighted else Repeats(scale=0.0)
         _spread(source, Path(folder))
-        total = sum(len(uids) for uids in _sorted(Path(folder), repeats))
+        total = num_left_out = 0
+        for uids, num_dropped in _sorted(Path(folder), repeats):
+            total, num_left_out = total + len(uids), num_left_out + num_dropped
 
         def write(file: DigestingFile) -> None:
             np.lib.format.write_array_header_1_0(
                 file, {"descr": np.lib.format.dtype_to_descr(UID_TYPE), "fortran_order": False, "shape": (total,)}
             )
-            for uids in _sorted(Path(folder), repeats):
+            for uids, _ in _sorted(Path(folder), repeats):
                 file.write(uids.tobytes())
 
         location, was_current, num_bytes = write_single(out, write)
     return ExportReport(
-        format=FORMAT, location=location, num_samples=total, num_bytes=num_bytes, was_current=was_current
+        format=FORMAT,
+        location=location,
+        num_samples=total,
+        num_left_out=num_left_out,
+        num_bytes=num_bytes,
+        was_current=was_current,
+        notes={"left_out": NO_REPETITION},
     )
 
 
@@ -58,10 +66,12 @@ def _spread(source: Source, folder: Path) -> None:
                 files[bucket].write(rows[buckets == bucket].tobytes())
 
 
-def _sorted(folder: Path, repeats: Repeats) -> Iterator[npt.NDArray[np.void]]:
+def _sorted(folder: Path, repeats: Repeats) -> Iterator[tuple[npt.NDArray[np.void], int]]:
+    """Yield uids in order, repeated, and how many of their range come to no repetition."""
     for bucket in range(_BUCKETS):
         rows = np.fromfile(folder / f"{bucket}.bin", _ROW)
         uids = np.ascontiguousarray(rows["uid"])
         order = np.lexsort((uids["f1"], uids["f0"]))
         uids, weights = uids[order], rows["weight"][order]
-        yield np.repeat(uids, repeats.count_parsed(uids, weights))
+        counts = repeats.count_parsed(uids, weights)
+        yield np.repeat(uids, counts), int((counts == 0).sum())

@@ -18,6 +18,7 @@ import yaml
 
 from curate.executor import Executor
 from curate.store import Store
+from pipelines.export.repeat import NO_REPETITION
 from pipelines.export.source import DatasetSource
 from pipelines.export.target import PARTS, ExportReport, Part, Target, split_evenly, write_file
 from pipelines.export.tars import Place, TarPlan, plan_tars, stock_members, tar_name, write_tar
@@ -92,8 +93,11 @@ def export(
     }
     target.write(f"{META}/dataset.yaml", yaml.safe_dump(dataset, sort_keys=False).encode())
     keys = ", ".join(f"json[{key}]" for key in plan.caption_shares())
-    notes = {"caption": f"txt, the likeliest text of each sample; or one of {keys} in {META}/dataset.yaml"}
-    return target.publish(source.name, plan.num_samples, notes=notes)
+    notes = {
+        "left_out": NO_REPETITION,
+        "caption": f"txt, the likeliest text of each sample; or one of {keys} in {META}/dataset.yaml",
+    }
+    return target.publish(source.name, plan.num_samples, num_left_out=plan.num_left_out, notes=notes)
 
 
 def _write(plan: TarPlan, num_tars: int, store: Store, part: Part) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from curate.executor import Executor
 from curate.store import Store
+from pipelines.export.repeat import NO_REPETITION
 from pipelines.export.source import DatasetSource
 from pipelines.export.target import ExportReport, Part, Target, split_evenly
 from pipelines.export.tars import TarPlan, plan_tars, stock_members, tar_name, tar_pattern, write_tar
@@ -43,8 +44,8 @@ def export(
     sizes = {tar_name(part.number, len(parts)): part.stop - part.start for part in parts}
     # Where open_clip looks for the number of samples.
     target.write(SIZES_FILE, (json.dumps(sizes, indent=2) + "\n").encode())
-    notes = {"command": make_command(plan, target.store.root, len(parts))}
-    return target.publish(source.name, plan.num_samples, notes=notes)
+    notes = {"left_out": NO_REPETITION, "command": make_command(plan, target.store.root, len(parts))}
+    return target.publish(source.name, plan.num_samples, num_left_out=plan.num_left_out, notes=notes)
 
 
 def make_command(plan: TarPlan, folder: str, num_tars: int) -> str:

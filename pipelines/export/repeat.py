@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from schemas.errors import InputError
 
+# Why samples are left out where weights become repetitions.
+NO_REPETITION = "their weight came to no repetition; a larger --num-samples keeps more of them, --no-weights all"
 UID_TYPE = np.dtype("u8,u8")
 # A weight that should come out whole is off by no more than this after scaling.
 _TOLERANCE = 1e-9

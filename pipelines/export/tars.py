@@ -68,6 +68,7 @@ class TarPlan:
     captions: tuple[str, ...]  # caption columns of the sidecars, the likeliest first, the web text last
     list_lengths: Mapping[str, int] = field(default_factory=dict)  # most texts of one sample, by list caption
     suffix: str = "jpg"
+    num_left_out: int = 0  # samples whose weight came to no repetition
 
     @property
     def num_samples(self) -> int:
@@ -103,10 +104,12 @@ def plan_tars(source: DatasetSource, *, num_samples: int = 0, is_weighted: bool 
     captions = caption_columns(source)
     lengths: dict[str, int] = {}
     suffixes: set[str] = set()
-    counts = []
+    counts, num_left_out = [], 0
     for entry in source.index.shards:
         table = source.read(entry, ["uid", "weight", "image_suffix", *captions])
-        counts.append(int(repeats.count(table["uid"].to_pylist(), table["weight"].to_numpy()).sum()))
+        found = repeats.count(table["uid"].to_pylist(), table["weight"].to_numpy())
+        counts.append(int(found.sum()))
+        num_left_out += int((found == 0).sum())
         suffixes |= {_SUFFIXES.get(suffix, suffix) for suffix in table["image_suffix"].unique().to_pylist()}
         for name in captions:
             if pa.types.is_list(table[name].type):
@@ -124,6 +127,7 @@ def plan_tars(source: DatasetSource, *, num_samples: int = 0, is_weighted: bool 
         captions=captions,
         list_lengths=lengths,
         suffix=suffixes.pop(),
+        num_left_out=num_left_out,
     )
 
 

@@ -67,6 +67,8 @@ def test_weights_are_repeated_uids(pool: Pool, tmp_path: Path) -> None:
     report = export(open_source("weighted", pool.root), str(out), num_samples=int(sum(chosen.values())))
     assert {uid: copies_found(out, uid) for uid in chosen} == chosen
     assert report.num_samples == sum(chosen.values())
+    few = export(open_source("weighted", pool.root), str(tmp_path / "few.npy"), num_samples=5)
+    assert few.num_left_out == sum(not copies_found(tmp_path / "few.npy", uid) for uid in chosen) > 0
     export(open_source("weighted", pool.root), str(tmp_path / "once.npy"), is_weighted=False)
     assert Counter(np.load(tmp_path / "once.npy").tolist()).most_common(1)[0][1] == 1
 

@@ -92,6 +92,7 @@ def test_weights_became_repetitions_under_keys_of_their_own(source: DatasetSourc
     for row in rows:
         wanted = float(str(row["weight"])) * 60 / total
         assert counts[str(row["uid"])] in (int(wanted), int(wanted) + 1)
+    assert exported.num_left_out == sum(not counts[str(row["uid"])] for row in rows)
     keys = [sample["__key__"] for sample in read(words(exported)["--train-data"][0])]
     assert len(set(keys)) == len(keys)
 
