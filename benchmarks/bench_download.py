@@ -197,14 +197,16 @@ def measure(script: str, port: int, count: int) -> Measurement:
         }
         with (folder / "log").open("wb") as log, CpuMeter(mark) as meter:
             start = time.monotonic()
-            subprocess.run(
+            result = subprocess.run(
                 [sys.executable, folder / "run.py", *map(str, arguments)],
                 env=environment,
                 stdout=log,
                 stderr=log,
-                check=True,
+                check=False,
             )
             wall = time.monotonic() - start
+        if result.returncode:
+            raise SystemExit(f"a run ended with {result.returncode}:\n{(folder / 'log').read_text()[-2000:]}")
         stats = [json.loads(path.read_text()) for path in (folder / "out").rglob("*_stats.json")]
     start_time, end_time = min(s["start_time"] for s in stats), max(s["end_time"] for s in stats)
     successes = sum(s["successes"] for s in stats)
