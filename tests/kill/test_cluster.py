@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fsspec import AbstractFileSystem
 
-s3fs = pytest.importorskip("s3fs", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto, an S3-compatible server")
+s3fs = pytest.importorskip("s3fs", reason="part of the extra dev")
+pytest.importorskip("moto", reason="part of the extra dev")
 
 from tests.kill.cluster import Cluster
 from tests.kill.digests import digest_tree

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the extra s3-test")
-pytest.importorskip("moto", reason="needs the extra s3-test")
+pytest.importorskip("s3fs", reason="part of the extra dev")
+pytest.importorskip("moto", reason="part of the extra dev")
 
 from curate.store import Store
 from tests.object_store import ObjectStore, serve_bucket

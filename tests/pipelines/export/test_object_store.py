@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("s3fs", reason="needs the extra s3-test")
-pytest.importorskip("moto", reason="needs the extra s3-test")
+pytest.importorskip("s3fs", reason="part of the extra dev")
+pytest.importorskip("moto", reason="part of the extra dev")
 
 from curate.executor import Executor
 from curate.store import Store
