@@ -88,6 +88,11 @@ def find_contaminated(pool: Pool, against: Pool, num_samples: int, *, label: str
     Raises InputError where nothing is contaminated, or the references are not in `against`.
     """
     with Catalog(pool) as catalog:
+        if label not in catalog.labels:
+            raise InputError(
+                f"{pool.root} has no annotation {label!r}; make it with `winnow annotate --pool {pool.root} decontaminate:KEY=VALUE,...` "
+                "(`winnow operators` says what it needs), or name another with --label"
+            )
         rows = catalog.sql(
             f"SELECT shard, key, alt_text, {label}.contamination_reference AS reference, "
             f"{label}.contamination_hash_distance AS bits, {label}.contamination_cosine AS cosine FROM pool "

@@ -109,7 +109,8 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Path:
     if (path / "config.json").exists():
         return path
     raise InputError(
-        f"{path} is neither a run with a checkpoint nor a model folder (no {CHECKPOINTS}/step_*, no config.json)"
+        f"{path} is neither a run with a checkpoint nor a model folder (no {CHECKPOINTS}/step_*, no config.json); give a run, one of its "
+        "checkpoints, a folder that save_pretrained wrote, or a hub id with its revision"
     )
 
 

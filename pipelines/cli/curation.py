@@ -266,7 +266,8 @@ def extremes(
     from pipelines.sheet import draw, find_extremes
 
     opened = open_pool(pool)
-    out.write_bytes(draw(find_extremes(opened, value, num_samples, where=where)))
+    picture = draw(find_extremes(opened, value, num_samples, where=where))
+    _write_picture(out, picture)
     typer.echo(out)
 
 
@@ -282,7 +283,8 @@ def contamination(
     from pipelines.sheet import draw, find_contaminated
 
     opened = open_pool(pool)
-    out.write_bytes(draw(find_contaminated(opened, open_pool(against), num_samples, label=label)))
+    picture = draw(find_contaminated(opened, open_pool(against), num_samples, label=label))
+    _write_picture(out, picture)
     typer.echo(out)
 
 
@@ -325,3 +327,9 @@ def status(pool: PoolOption, as_json: JsonFlag = False) -> None:
 
     found = look(open_pool(pool))
     typer.echo(found.to_json()) if as_json else show(tabulate_status(found))
+
+
+def _write_picture(path: Path, data: bytes) -> None:
+    """Write a PNG, whose folder is made as any other command makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
