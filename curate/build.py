@@ -176,6 +176,7 @@ def find_selection(pool: Pool, selection: str) -> str:
 
 
 def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, config: BuildConfig) -> PackPlan:
+    out.require_folder()
     kind = {"view": True} if config.view else {"shard_size": config.shard_size, "image_format": config.image_format}
     boxes = _find_boxes(pool, config.blur) if config.blur else {}
     blur = {"blur": [config.blur, *(target.fingerprint for target in boxes.values())]} if boxes else {}

@@ -48,10 +48,12 @@ def check_expressions(catalog: Catalog, expressions: Mapping[str, str], labels: 
 def blame(catalog: Catalog, expressions: Mapping[str, str], labels: Sequence[str], error: InputError) -> InputError:
     """Return the error of the expression that fails on some row, found by evaluating each alone; `error` where none does."""
     for place, expression in expressions.items():
+        # What is counted with must be a number.
+        kind = "::DOUBLE" if place in ("weight", "top by") else ""
         try:
             with catalog.translate(place):
                 catalog.connection.execute(
-                    f"SELECT count(({catalog.expand(expression)}\n)) FROM {catalog.source(labels)}"
+                    f"SELECT count(({catalog.expand(expression)}\n){kind}) FROM {catalog.source(labels)}"
                 ).fetchall()
         except InputError as found:
             return found

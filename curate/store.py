@@ -58,6 +58,11 @@ class Store:
         """The fsspec file system, for readers that take one."""
         return self._fs
 
+    def require_folder(self) -> None:
+        """Raise `InputError` where a file lies in the root's place, before work is done that could not be kept."""
+        if self.is_local and os.path.isfile(self.root):  # noqa: PTH113
+            raise InputError(f"{self.root} is a file, and a folder is needed there; give another folder")
+
     def locate(self, path: str) -> str:
         """Return the full path (local) or URL of `path`, as other tools take it; an absolute path or URL stays as it is."""
         if path.startswith("/") or "://" in path:

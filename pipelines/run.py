@@ -100,6 +100,7 @@ class _Run:
     def go(self) -> RunReport:
         recipe = self._recipe
         recipe.check()
+        self._out.require_folder()
         if recipe.train is not None and not self._out.is_local:
             raise InputError(f"{self._out.root} is not a local folder, and a run is written to one; give another --out")
         # A wrong parameter or path ends the run now, not after a download and a training of days.

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
+from pipelines.cli.failure import explain_os_error, explain_store_error, is_from_store
 from schemas.errors import ShardError, WinnowError
 
 if TYPE_CHECKING:
@@ -55,10 +56,16 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:
             message = str(error) or "stopped; what is finished is kept, and the same command goes on from there"
             _end(ctx, EXIT_INTERRUPTED, message)
-        except (WinnowError, OSError) as error:
+        except Exception as error:
             if is_verbose:
                 logging.getLogger(__name__).error("traceback", exc_info=True)
-            _end(ctx, EXIT_SHARDS if isinstance(error, ShardError) else EXIT_ERROR, f"error: {error}")
+            if isinstance(error, WinnowError):
+                _end(ctx, EXIT_SHARDS if isinstance(error, ShardError) else EXIT_ERROR, f"error: {error}")
+            if isinstance(error, OSError):
+                _end(ctx, EXIT_ERROR, f"error: {explain_os_error(error)}")
+            if is_from_store(error):
+                _end(ctx, EXIT_ERROR, f"error: {explain_store_error(error)}")
+            raise
 
 
 Handler = Callable[[int, FrameType | None], Any]
