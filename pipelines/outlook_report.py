@@ -37,18 +37,22 @@ def list_operators(outlook: Outlook) -> Iterator[str]:
 def list_totals(outlook: Outlook, num_workers: int = 0) -> Iterator[str]:
     """Yield what everything may take, what is not known of it, and which other annotations it makes outdated."""
     if not outlook.is_current:
-        workers = num_workers or len(os.sched_getaffinity(0))
-        shared = f", {format_seconds(outlook.pass_seconds)} of it reading and decoding" if outlook.pass_seconds else ""
-        yield (
-            f"about {format_seconds(outlook.seconds)} of work{shared}: {format_seconds(outlook.seconds / workers)} on {workers} "
-            f"worker{'' if workers == 1 else 's'}, models to load and Ray to start left out"
-        )
+        if any(entry.seconds is not None for entry in outlook.operators if entry.num_todo):
+            yield _sum_up(outlook, num_workers or len(os.sched_getaffinity(0)))
         if any(entry.rate_source == BENCHMARK for entry in outlook.operators if entry.num_todo):
             yield "a rate from the benchmark is of one core of its machine, and of a small model; the first shards will tell"
         if outlook.unmeasured:
             yield f"not counted, for nobody measured it yet: {', '.join(outlook.unmeasured)}"
     for label, sources in outlook.outdated.items():
         yield f"{label} was made from {', '.join(sources)} as it was; name it too to have it computed again"
+
+
+def _sum_up(outlook: Outlook, workers: int) -> str:
+    shared = f", {format_seconds(outlook.pass_seconds)} of it reading and decoding" if outlook.pass_seconds else ""
+    return (
+        f"about {format_seconds(outlook.seconds)} of work{shared}: {format_seconds(outlook.seconds / workers)} on {workers} "
+        f"worker{'' if workers == 1 else 's'}, models to load and Ray to start left out"
+    )
 
 
 def format_seconds(seconds: float) -> str:

@@ -60,6 +60,10 @@ def test_lines_name_only_what_is_to_do() -> None:
         "own: 3 of 5 shards done, 2 to do ([bold]changed)",
     ]
     assert list(list_totals(replace(OUTLOOK, operators=(DONE,), outdated={}))) == []
+    # Of what nobody measured no time is told.
+    assert list(list_totals(replace(OUTLOOK, operators=(UNKNOWN,), pass_seconds=0.0, outdated={}))) == [
+        "not counted, for nobody measured it yet: own"
+    ]
     measured = replace(OUTLOOK, operators=(replace(ENTRY, rate_source="benchmark"),))
     assert any("a rate from the benchmark is of one core" in line for line in list_totals(measured))
 
