@@ -102,7 +102,12 @@ class Forgotten:
 
     @classmethod
     def of(
-        cls, *, urls: Sequence[str] = (), domains: Sequence[str] = (), sha256: Sequence[str] = (), uids: Sequence[str] = ()
+        cls,
+        *,
+        urls: Sequence[str] = (),
+        domains: Sequence[str] = (),
+        sha256: Sequence[str] = (),
+        uids: Sequence[str] = (),
     ) -> "Forgotten":
         """Return what a request asks for; raises InputError where a value is not what it is given as."""
         for url in urls:
@@ -110,10 +115,14 @@ class Forgotten:
                 raise InputError("--url is empty; give the address of the picture")
         for digest in sha256:
             if not _SHA256.fullmatch(digest.strip().lower()):
-                raise InputError(f"--sha256 {digest!r} is not 64 hex characters; it is the digest of the file as downloaded")
+                raise InputError(
+                    f"--sha256 {digest!r} is not 64 hex characters; it is the digest of the file as downloaded"
+                )
         for uid in uids:
             if not is_uid(uid):
-                raise InputError(f"--uid {uid!r} is not 32 lower-case hex characters; `winnow why URL` shows a sample's uid")
+                raise InputError(
+                    f"--uid {uid!r} is not 32 lower-case hex characters; `winnow why URL` shows a sample's uid"
+                )
         return cls(
             urls=frozenset(map(url_digest, urls)),
             domains=frozenset(_digest(parse_domain(domain)) for domain in domains),
@@ -131,7 +140,9 @@ def read_forgotten(pool: Pool) -> Forgotten:
         content = json.loads(pool.read_bytes(LIST_FILE))
     except json.JSONDecodeError as error:
         # Without it, what was taken down might be fetched again.
-        raise StaleDatasetError(f"{place} is not JSON ({error}); restore it from a copy: it says what must not be fetched") from error
+        raise StaleDatasetError(
+            f"{place} is not JSON ({error}); restore it from a copy: it says what must not be fetched"
+        ) from error
     if content.get("format") != _FORMAT or content.get("version") != _VERSION:
         raise StaleDatasetError(f"{place} is not a list that this release reads; restore it, or upgrade")
     return Forgotten.from_json(content)
@@ -147,9 +158,7 @@ def add_forgotten(pool: Pool, more: Forgotten) -> Forgotten:
     return together
 
 
-def bury(
-    table: pa.Table, is_forgotten: npt.NDArray[np.bool_], keep: frozenset[str] = _UNFINISHED_COLUMNS
-) -> pa.Table:
+def bury(table: pa.Table, is_forgotten: npt.NDArray[np.bool_], keep: frozenset[str] = _UNFINISHED_COLUMNS) -> pa.Table:
     """Return the rows of a shard or of a plan with the forgotten ones emptied: the row stays, with its uid, what it held does not.
 
     `keep` names the columns that stay; of a shard that is finished these are PLANNED_COLUMNS.
@@ -204,7 +213,9 @@ def parse_domain(text: str) -> str:
     if not domain or re.search(r"[^a-z0-9._:-]", domain):
         raise InputError(f"--domain {text!r} is not a domain; write example.com, without https:// and without a path")
     if not _is_address(domain) and "." not in domain and domain != "localhost":
-        raise InputError(f"--domain {text!r} is a top-level domain, every site under it would go; write example.{domain}")
+        raise InputError(
+            f"--domain {text!r} is a top-level domain, every site under it would go; write example.{domain}"
+        )
     return domain
 
 

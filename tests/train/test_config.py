@@ -35,7 +35,10 @@ def test_options_change_the_named_model() -> None:
         ({"model_options": {"patch_size": "8"}}, "model option patch_size must be of type int, got '8'"),
         ({"model_options": {"patch_size": 50}}, "image_size 224 is not a multiple of patch_size 50"),
         ({"model_options": {"text_heads": 7}}, "text_width 512 is not a multiple of text_heads 7"),
-        ({"model_options": {"image_tower": "swin"}}, "image_tower must be 'vit', 'convnext', 'navit' or 'resnet', got 'swin'"),
+        (
+            {"model_options": {"image_tower": "swin"}},
+            "image_tower must be 'vit', 'convnext', 'navit' or 'resnet', got 'swin'",
+        ),
         ({"model_options": {"image_tower": "convnext"}}, "a ConvNeXt needs one depth and one width per stage"),
         ({"init": "folder", "model_options": {"patch_size": 8}}, "init 'folder' brings its own shape"),
         ({"init_revision": "abc"}, "init_revision 'abc' is given without init"),
