@@ -47,7 +47,9 @@ def value(number: object) -> str:
     if number is None:
         return ""
     if isinstance(number, float):
-        return f"{number:.4g}" if math.isfinite(number) else str(number)
+        # Four digits, and whole numbers where powers of ten would be harder to read.
+        shape = ",.0f" if 1e4 <= abs(number) < 1e12 else ".4g"
+        return format(number, shape) if math.isfinite(number) else str(number)
     if isinstance(number, bool):
         return "yes" if number else "no"
     return f"{number:,}" if isinstance(number, int) else shorten(str(number))
