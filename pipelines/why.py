@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.catalog import SAMPLES, Catalog
@@ -178,10 +179,9 @@ def _judge(catalog: Catalog, folder: str, uid: str, values: Row) -> SelectionVer
     pool = catalog.pool
     content = json.loads(pool.read_bytes(f"{folder}/{SELECTION_FILE}"))
     with pool.open(f"{folder}/{LEDGER_FILE}") as file:
-        found = pq.read_table(file, filters=[("uid", "=", uid)]).to_pylist()
-    if not found:
+        entry = _find_entry(pq.ParquetFile(file), uid)
+    if entry is None:
         raise InputError(f"the ledger of {folder} lacks {uid}: the pool has grown since; run `winnow select` again")
-    (entry,) = found
     failing = set(entry["failing_rules"])
     reads = _reads(content)
     rules = tuple(
@@ -199,6 +199,16 @@ def _judge(catalog: Catalog, folder: str, uid: str, values: Row) -> SelectionVer
     return SelectionVerdict(
         folder=folder, kept=entry["kept"], weight=entry["weight"], rules=rules, changed_labels=changed
     )
+
+
+def _find_entry(ledger: pq.ParquetFile, uid: str) -> Row | None:
+    """Return a sample's row of a ledger; only the uids of what lies before it are read, for ledgers have a row per row of the pool."""
+    for group in range(ledger.num_row_groups):
+        place = pc.index(ledger.read_row_group(group, columns=["uid"])["uid"], uid).as_py()
+        if place >= 0:
+            (entry,) = ledger.read_row_group(group).slice(place, 1).to_pylist()
+            return dict(entry)
+    return None
 
 
 def _until_cut(funnel: Sequence[Row], entry: Row) -> list[Row]:
