@@ -1,6 +1,6 @@
 """A headless Chromium for tests of pages: `chromium` starts it once a session, `open_page` opens a page that records what goes wrong.
 
-A test module asks for them by importing: `from tests.browser import chromium, open_page  # noqa: F401`.
+`tests/conftest.py` brings them to every test: a module with fixtures of its own would start a second Playwright beside the first, which it refuses.
 """
 
 import shutil

@@ -24,6 +24,7 @@ import pytest
 
 from curate.executor import Executor
 from curate.store import Pool
+from tests.browser import chromium, open_page  # noqa: F401  (fixtures; one Chromium for all modules)
 from tests.pool import make_pool
 
 

@@ -12,7 +12,7 @@ from curate.catalog import Catalog
 from curate.select import Selection, select
 from curate.store import Pool
 from pipelines.browse.query import Query
-from tests.browser import Watched, chromium, open_page  # noqa: F401
+from tests.browser import Watched
 from tests.curate.pool_builder import SCORE, annotate_shard, annotated_pool
 from tests.pipelines.browse.serving import Served, serve
 from tests.pool import Row, make_rows, write_shard
@@ -62,7 +62,7 @@ def until(page: Any, condition: str, seconds: float = 30) -> None:
         page.wait_for_timeout(30)
 
 
-def open_at(open_page: OpenPage, served: Served, query: str = "", **settings: Any) -> Watched:  # noqa: F811
+def open_at(open_page: OpenPage, served: Served, query: str = "", **settings: Any) -> Watched:
     watched = open_page(f"{served.url}{query}", **settings)
     wait(watched.page)
     return watched
@@ -80,7 +80,7 @@ def current(page: Any) -> str:
     return str(page.get_attribute(".picture.current", "data-uid"))
 
 
-def test_pictures_are_shown_and_nothing_goes_elsewhere(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_pictures_are_shown_and_nothing_goes_elsewhere(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served)
     page = watched.page
     assert found(page) == 43
@@ -93,7 +93,7 @@ def test_pictures_are_shown_and_nothing_goes_elsewhere(open_page: OpenPage, serv
     assert watched.problems == []
 
 
-def test_texts_are_texts(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_texts_are_texts(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served, "&selection=mine&filter=shard = 3")
     page = watched.page
     assert page.locator("#grid .caption").all_inner_texts()[:2] == list(ATTACKS[:2])
@@ -106,7 +106,7 @@ def test_texts_are_texts(open_page: OpenPage, served: Served) -> None:  # noqa: 
     assert watched.problems == []
 
 
-def test_a_filter_is_applied_and_its_errors_are_told(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_a_filter_is_applied_and_its_errors_are_told(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served)
     page = watched.page
     page.keyboard.press("/")
@@ -131,7 +131,7 @@ def test_a_filter_is_applied_and_its_errors_are_told(open_page: OpenPage, served
     assert [text for text in watched.problems if "400" not in text] == []
 
 
-def test_a_slider_counts_while_it_moves(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_a_slider_counts_while_it_moves(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served, "&filter=caption_num_words < 6")
     page = watched.page
     page.select_option("#add-slider", "b32.clip_score")
@@ -159,7 +159,7 @@ def test_a_slider_counts_while_it_moves(open_page: OpenPage, served: Served) -> 
     assert watched.problems == []
 
 
-def test_keys_move_and_decide(open_page: OpenPage, served: Served, pool: Pool) -> None:  # noqa: F811
+def test_keys_move_and_decide(open_page: OpenPage, served: Served, pool: Pool) -> None:
     watched = open_at(open_page, served)
     page = watched.page
     uids = [str(card.get_attribute("data-uid")) for card in page.locator("#grid li").all()]
@@ -193,7 +193,7 @@ def test_keys_move_and_decide(open_page: OpenPage, served: Served, pool: Pool) -
     assert dict(rows) == expected
 
 
-def test_typing_is_not_deciding(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_typing_is_not_deciding(open_page: OpenPage, served: Served) -> None:
     page = open_at(open_page, served).page
     page.click("#filter")
     page.keyboard.type("kdfujnp")
@@ -208,7 +208,7 @@ def test_typing_is_not_deciding(open_page: OpenPage, served: Served) -> None:  #
     assert "keep" in page.inner_text("footer.keys")
 
 
-def test_one_sample_in_full(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_one_sample_in_full(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served, "&selection=mine&outcome=dropped&sort=b32.clip_score")
     page = watched.page
     page.keyboard.press("Enter")
@@ -234,7 +234,7 @@ def test_one_sample_in_full(open_page: OpenPage, served: Served) -> None:  # noq
     assert watched.problems == []
 
 
-def test_an_address_shows_the_same(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_an_address_shows_the_same(open_page: OpenPage, served: Served) -> None:
     page = open_at(
         open_page,
         served,
@@ -254,7 +254,7 @@ def test_an_address_shows_the_same(open_page: OpenPage, served: Served) -> None:
     assert re.match(r"mine-[0-9a-f]{12}", other.input_value("#selection"))
 
 
-def test_facets_narrow_down(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_facets_narrow_down(open_page: OpenPage, served: Served) -> None:
     watched = open_at(open_page, served)
     page = watched.page
     page.select_option("#selection", index=1)
@@ -272,7 +272,7 @@ def test_facets_narrow_down(open_page: OpenPage, served: Served) -> None:  # noq
     assert watched.problems == []
 
 
-def test_light_dark_and_narrow(open_page: OpenPage, served: Served) -> None:  # noqa: F811
+def test_light_dark_and_narrow(open_page: OpenPage, served: Served) -> None:
     def colours(page: Any) -> tuple[str, str]:
         script = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         paper, ink = page.evaluate(script)
@@ -294,7 +294,7 @@ def brightness(colour: str) -> float:
     return 0.3 * red + 0.6 * green + 0.1 * blue
 
 
-def test_a_server_that_is_gone_is_told(open_page: OpenPage, pool: Pool) -> None:  # noqa: F811
+def test_a_server_that_is_gone_is_told(open_page: OpenPage, pool: Pool) -> None:
     with serve(pool) as served:
         page = open_at(open_page, served).page
     page.keyboard.press("k")

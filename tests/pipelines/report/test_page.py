@@ -9,7 +9,7 @@ import pytest
 
 from curate.store import Pool
 from pipelines.report.report import ReportConfig, report
-from tests.browser import Watched, chromium, open_page  # noqa: F401
+from tests.browser import Watched
 from tests.pipelines.report.hostile_pool import make_hostile_pool, select_from
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def background(page: "Page") -> tuple[int, ...]:
     return tuple(int(part) for part in text.removeprefix("rgb(").removesuffix(")").split(","))
 
 
-def test_nothing_goes_out_and_nothing_complains(open_page: Open, address: str) -> None:  # noqa: F811
+def test_nothing_goes_out_and_nothing_complains(open_page: Open, address: str) -> None:
     seen = open_page(address)
     seen.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     seen.page.evaluate("document.querySelectorAll('img').forEach((each) => { each.loading = 'eager'; })")
@@ -55,7 +55,7 @@ def test_nothing_goes_out_and_nothing_complains(open_page: Open, address: str) -
     assert seen.requests == [address]
 
 
-def test_the_policy_stops_what_would_go_out(open_page: Open, address: str) -> None:  # noqa: F811
+def test_the_policy_stops_what_would_go_out(open_page: Open, address: str) -> None:
     seen = open_page(address)
     outcome = seen.page.evaluate(
         "() => new Promise((tell) => { const image = new Image(); image.onerror = () => tell('refused'); "
@@ -71,7 +71,7 @@ def test_the_policy_stops_what_would_go_out(open_page: Open, address: str) -> No
     )
 
 
-def test_a_click_opens_a_picture_with_its_row(open_page: Open, address: str) -> None:  # noqa: F811
+def test_a_click_opens_a_picture_with_its_row(open_page: Open, address: str) -> None:
     page = open_page(address).page
     frames = page.locator("#samples button.frame")
     frames.nth(1).click()
@@ -89,7 +89,7 @@ def test_a_click_opens_a_picture_with_its_row(open_page: Open, address: str) -> 
     assert not dialog_is_open(page)
 
 
-def test_everything_by_keyboard(open_page: Open, address: str) -> None:  # noqa: F811
+def test_everything_by_keyboard(open_page: Open, address: str) -> None:
     page = open_page(address).page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -119,7 +119,7 @@ def test_everything_by_keyboard(open_page: Open, address: str) -> None:  # noqa:
     assert rule.evaluate("(each) => each.open")
 
 
-def test_filters_show_one_kind(open_page: Open, address: str) -> None:  # noqa: F811
+def test_filters_show_one_kind(open_page: Open, address: str) -> None:
     page = open_page(address).page
     rule = page.locator("details.rule").first
     rule.locator('[data-filter="near"]').click()
@@ -135,7 +135,7 @@ def test_filters_show_one_kind(open_page: Open, address: str) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_legible(open_page: Open, address: str, scheme: str) -> None:  # noqa: F811
+def test_text_is_legible(open_page: Open, address: str, scheme: str) -> None:
     page = open_page(address, color_scheme=scheme).page
     assert (sum(background(page)) < 120) == (scheme == "dark")
     # The contrast of every kind of text that there is, by WCAG's formula.
@@ -166,12 +166,12 @@ def test_text_is_legible(open_page: Open, address: str, scheme: str) -> None:  #
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1440])
-def test_the_page_never_scrolls_sideways(open_page: Open, address: str, width: int) -> None:  # noqa: F811
+def test_the_page_never_scrolls_sideways(open_page: Open, address: str, width: int) -> None:
     page = open_page(address, viewport={"width": width, "height": 800}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_it_prints(open_page: Open, address: str, tmp_path: Path) -> None:  # noqa: F811
+def test_it_prints(open_page: Open, address: str, tmp_path: Path) -> None:
     page = open_page(address).page
     page.emulate_media(media="print")
     assert not page.locator("nav.contents").is_visible()
