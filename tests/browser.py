@@ -1,6 +1,6 @@
-"""A headless Chromium for tests of pages: `chromium` starts it once a session, `open_page` opens a page that records what goes wrong.
+"""A headless Chromium for tests of pages: `chromium` starts it once a module, `open_page` opens a page that records what goes wrong.
 
-`tests/conftest.py` brings them to every test: a module with fixtures of its own would start a second Playwright beside the first, which it refuses.
+`tests/conftest.py` brings them to every test.
 """
 
 import shutil
@@ -23,9 +23,12 @@ class Watched:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """Debian's or any other Chromium on the path; the test is skipped where there is none."""
+    """Debian's or any other Chromium on the path; the test is skipped where there is none.
+
+    Ends with its module: while it is up its thread has a running event loop, beside which nobody else's `asyncio.run` works.
+    """
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no chromium on the path (Debian: apt-get install chromium)")

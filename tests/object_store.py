@@ -36,6 +36,8 @@ def serve_bucket() -> Iterator[ObjectStore]:
             s3fs.S3FileSystem(key="test", secret="test", endpoint_url=found[1], use_listings_cache=False).mkdir(BUCKET)
             # What it goes on saying would fill the pipe.
             process.stderr.close()
+            # This process may hold file systems of an earlier server.
+            s3fs.S3FileSystem.clear_instance_cache()
             yield ObjectStore(url=f"s3://{BUCKET}", environment=environment)
         finally:
             process.terminate()

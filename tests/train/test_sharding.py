@@ -76,7 +76,9 @@ def test_updates_are_those_of_one_process(tmp_path: Path) -> None:
     for found in run_processes(2, tmp_path, step_sharded):
         assert found.keys() == alone.keys()
         for name, value in alone.items():
-            torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(
+                found[name], value, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.slow
