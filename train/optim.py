@@ -79,7 +79,8 @@ def load_training_tensors(
     trained["objective"].load_state_dict({
         name: tensors[f"{_WEIGHT}.objective.{name}"] for name in trained["objective"].state_dict()
     })
-    kinds = {name.split(".", 1)[0] for name in tensors} - {_WEIGHT}
+    # In one order on all processes, for each takes its part of a tensor from the first.
+    kinds = sorted({name.split(".", 1)[0] for name in tensors} - {_WEIGHT})
     for name, parameter in trained.named_parameters():
         found = {kind: tensors[f"{kind}.{name}"] for kind in kinds if f"{kind}.{name}" in tensors}
         optimizer.state[parameter] = {kind: _place(kind, value, parameter, optimizer) for kind, value in found.items()}
