@@ -131,7 +131,7 @@ def test_operators_as_json() -> None:
     [
         (InputError("the list is empty"), EXIT_ERROR, "error: the list is empty\n"),
         (ShardError("2 of 9 shards failed", {"00001": "x"}), EXIT_SHARDS, "error: 2 of 9 shards failed\n"),
-        (FileNotFoundError(2, "No such file", "x.csv"), EXIT_ERROR, "error: [Errno 2] No such file: 'x.csv'\n"),
+        (FileNotFoundError(2, "No such file", "x.csv"), EXIT_ERROR, "error: x.csv does not exist\n"),
         (
             KeyboardInterrupt(),
             EXIT_INTERRUPTED,
