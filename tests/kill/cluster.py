@@ -104,8 +104,10 @@ class Cluster:
 
     def _start_node(self, options: Sequence[str]) -> None:
         number = len(self.nodes)
+        # Ray's default is one fixed port: where another cluster of this machine has it, the head never takes a job.
+        agent = f"--dashboard-agent-listen-port={free_port()}"
         node = subprocess.Popen(
-            [RAY, "start", "--block", "--object-store-memory=100000000", *options],
+            [RAY, "start", "--block", "--object-store-memory=100000000", agent, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=self._environment,
