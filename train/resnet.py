@@ -2,7 +2,8 @@
 
 Batch normalisation would make a step's result depend on how the batch is shared among processes and parts. So a tower from random
 weights has group normalisation (Wu and He, 2018) in its place, and a pretrained one keeps the statistics that it came with. Importing
-this module makes the tower known to `transformers`; its checkpoints load where it has been imported, as `load_model` does.
+this module makes the tower known to `transformers`; its checkpoints load where it has been imported, as `load_model` does. Who scores
+pictures with one finds it by the package's entry point `winnow_resnet` in the group `winnow.architectures`.
 """
 
 import math
