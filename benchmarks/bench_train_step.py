@@ -1,10 +1,11 @@
-"""What the trainer costs beside a plain PyTorch loop: CPU time per step and peak memory of the same model on the same batches.
+"""What the trainer costs beside a plain PyTorch loop: time per step and peak memory of the same model on the same batches.
 
 The plain loop takes its batches from the same loader, because decoding has a benchmark of its own, and does what anybody would write:
 tokenize, both towers, cross-entropy both ways, backward, AdamW. Winnow's side is `train()` whole: prefetch thread, losses by request,
 metrics, progress, signals. A third side draws each text from an alt-text and four rewrites, which LaCLIP (arXiv 2305.20088) says costs
-nothing. Each side is a process of one thread. They take turns step by step and ratios are those of neighbouring steps, because a busy
-machine makes all of them slower by half and back again within seconds. Prints Markdown.
+nothing. Each side is a process whose torch has one thread. They take turns step by step and ratios are those of neighbouring steps, because
+a busy machine makes all of them slower by half and back again within seconds. The clock counts a side's own turn; CPU time also counts what
+Winnow does beside the step in a thread of its own (the next batch), which costs more where two CPUs share a core. Prints Markdown.
 
 python -m benchmarks.bench_train_step [--steps 60]
 """
@@ -42,9 +43,10 @@ PLAIN, WINNOW, MIXED = "plain loop", "Winnow", "Winnow, one of five captions"
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU seconds of each step, and the process's largest memory in GiB."""
+    """Seconds of each step by the clock and of CPU time, and the process's largest memory in GiB."""
 
-    seconds: list[float]
+    clock: list[float]
+    cpu: list[float]
     gib: float
 
 
@@ -57,21 +59,22 @@ def main() -> None:
         data = make_data(Path(temporary) / "data")
         costs = take_turns(data, temporary, options.steps)
     print(f"{MODEL}, {BATCH} pictures of {SIDE} px per step, one thread, {options.steps} steps in turn.\n")
-    print("| loop | CPU ms per step (median) | peak memory, GiB |")
-    print("| --- | ---: | ---: |")
+    print("| loop | ms per step (median) | CPU ms per step (median) | peak memory, GiB |")
+    print("| --- | ---: | ---: | ---: |")
     for name, cost in costs.items():
-        print(f"| {name} | {1000 * statistics.median(cost.seconds):.0f} | {cost.gib:.2f} |")
+        clock, cpu = (1000 * statistics.median(seconds) for seconds in (cost.clock, cost.cpu))
+        print(f"| {name} | {clock:.0f} | {cpu:.0f} | {cost.gib:.2f} |")
     print(f"\nWinnow to the plain loop, wanted below 1.05: {compare(costs[WINNOW], costs[PLAIN])}.\n")
     print(f"One of five captions to the alt-text alone: {compare(costs[MIXED], costs[WINNOW])}.")
 
 
 def compare(one: Cost, other: Cost) -> str:
-    """Return the ratio of two sides in words: of CPU time the median of the steps with its quartiles."""
-    ratios = [own / beside for own, beside in zip(one.seconds, other.seconds, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return (
-        f"CPU time **{median:.3f}** (half of the steps {low:.3f} to {high:.3f}), peak memory {one.gib / other.gib:.3f}"
-    )
+    """Return the ratios of two sides in words: of times the median of the steps with its quartiles."""
+    words = []
+    for name, own, beside in (("time", one.clock, other.clock), ("CPU time", one.cpu, other.cpu)):
+        low, median, high = statistics.quantiles([a / b for a, b in zip(own, beside, strict=True)], n=4)
+        words.append(f"{name} **{median:.3f}** (half of the steps {low:.3f} to {high:.3f})")
+    return ", ".join([*words, f"peak memory {one.gib / other.gib:.3f}"])
 
 
 def take_turns(data: str, folder: str, num_steps: int) -> dict[str, Cost]:
@@ -84,16 +87,18 @@ def take_turns(data: str, folder: str, num_steps: int) -> dict[str, Cost]:
         arguments = (theirs, data, f"{folder}/run{number}", num_steps + WARM_STEPS + 1, captions)
         context.Process(target=side, args=arguments, daemon=True).start()
         theirs.close()  # or a side that fails would be waited for
-    clocks: dict[str, list[float]] = {name: [turn.recv()] for name, turn in turns.items()}
+    steps: dict[str, list[tuple[float, float]]] = {name: [turn.recv()] for name, turn in turns.items()}
     for _ in range(num_steps + WARM_STEPS):
         for name, turn in turns.items():
             turn.send(None)
-            clocks[name].append(turn.recv())
+            steps[name].append(turn.recv())
     found = {}
     for name, turn in turns.items():
         turn.send(None)
-        times = clocks[name][WARM_STEPS:]
-        found[name] = Cost([after - before for before, after in itertools.pairwise(times)], turn.recv())
+        clocks, cpus = zip(*steps[name][WARM_STEPS:], strict=True)
+        found[name] = Cost(
+            list(clocks[1:]), [after - before for before, after in itertools.pairwise(cpus)], turn.recv()
+        )
     return found
 
 
@@ -102,12 +107,14 @@ class Turn(SilentProgress):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._began = time.perf_counter()
 
     def advance(self, amount: int, **fields: str) -> None:
         """End a step. All of the process's seconds count, those of the thread that makes the next batch included."""
         del amount, fields
-        self._connection.send(time.process_time())
+        self._connection.send((time.perf_counter() - self._began, time.process_time()))
         self._connection.recv()
+        self._began = time.perf_counter()
 
     def finish(self) -> None:
         """Say the largest memory."""
