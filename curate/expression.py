@@ -51,9 +51,20 @@ def quote_text(text: object) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
+def walk(node: Any, *, into_subqueries: bool = True) -> Iterator[Tree]:
+    """Yield the nodes of a tree in the order in which they are written, each before those inside it."""
+    if isinstance(node, list):
+        for value in node:
+            yield from walk(value, into_subqueries=into_subqueries)
+    elif isinstance(node, Mapping) and (into_subqueries or node.get("class") != "SUBQUERY"):
+        yield node
+        for value in node.values():
+            yield from walk(value, into_subqueries=into_subqueries)
+
+
 def find_references(tree: Tree) -> References:
     """Return every name that the tree mentions, subqueries included."""
-    nodes = list(_walk(tree))
+    nodes = list(walk(tree))
     expressions = [(node.get("class"), node) for node in nodes]
     return References(
         columns=frozenset(
@@ -79,7 +90,7 @@ def replace_table(tree: Any, name: str, replacement: Tree) -> Any:
     """Return the tree with every use of the table `name` replaced by another table; `name AS p` makes `p.x` mean `x`."""
     aliases = {
         str(node["alias"]).lower()
-        for node in _walk(tree)
+        for node in walk(tree)
         if node.get("type") == "BASE_TABLE" and str(node["table_name"]).lower() == name and node.get("alias")
     } | {name}
 
@@ -98,13 +109,3 @@ def replace_table(tree: Any, name: str, replacement: Tree) -> Any:
         return {key: replaced(value) for key, value in node.items()}
 
     return replaced(tree)
-
-
-def _walk(node: Any) -> Iterator[Tree]:
-    if isinstance(node, Mapping):
-        yield node
-        for value in node.values():
-            yield from _walk(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(value)

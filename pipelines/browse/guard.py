@@ -6,10 +6,10 @@ The syntax tree is checked against what is allowed, never the text against what 
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from curate.expression import find_references, find_volatile
+from curate.expression import find_references, find_volatile, walk
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _only_node(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_nodes(root: Mapping[str, Any], tables: set[str], functions: Collection[str]) -> None:
-    for number, node in enumerate(_walk(root)):
+    for number, node in enumerate(walk(root)):
         if number > MAX_NODES:
             raise InputError("the filter has too many parts; make it shorter")
         kind, type_ = node.get("class"), str(node.get("type", ""))
@@ -137,13 +137,3 @@ def _describe(node: Mapping[str, Any]) -> str:
     function = node.get("function")
     name = function.get("function_name") if isinstance(function, Mapping) else None
     return f"{name}(...)" if name else str(node.get("type", "that")).lower().replace("_", " ")
-
-
-def _walk(node: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(node, Mapping):
-        yield node
-        for value in node.values():
-            yield from _walk(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(value)

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from curate.catalog import Catalog
+from curate.expression import Tree, walk
 from schemas.errors import InputError
 from schemas.selection import TOP_RULE
 
@@ -50,7 +52,8 @@ def find_thresholds(catalog: Catalog, content: Mapping[str, Any]) -> list[Thresh
 
 def _compare(catalog: Catalog, sql: str) -> Iterator[tuple[str, float, str]]:
     tree = _parse(catalog, sql)
-    for node in _comparisons(tree["statements"][0]["node"]["select_list"]):
+    selected = tree["statements"][0]["node"]["select_list"]
+    for node in filter(_is_comparison, walk(selected, into_subqueries=False)):
         if node["class"] == "BETWEEN":
             sides = [(node["input"], node["lower"]), (node["input"], node["upper"])]
         else:
@@ -61,7 +64,7 @@ def _compare(catalog: Catalog, sql: str) -> Iterator[tuple[str, float, str]]:
                 yield pair
 
 
-def _order(catalog: Catalog, tree: Mapping[str, Any], left: Any, right: Any) -> tuple[str, float, str] | None:
+def _order(catalog: Catalog, tree: Tree, left: Tree, right: Tree) -> tuple[str, float, str] | None:
     """Return (expression, number, title) of a comparison, whichever side the number is on."""
     spelled = [_spell(catalog, tree, side) for side in (left, right)]
     if _has_columns(left) and _has_columns(right):
@@ -95,23 +98,16 @@ def _evaluate(catalog: Catalog, constant: str) -> float | None:
             ((number,),) = catalog.connection.execute(f"SELECT ({catalog.expand(constant)}\n)").fetchall()
     except InputError:  # a subquery that reads the row it is asked for
         return None
-    return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else _as_number(number)
+    return float(number) if isinstance(number, int | float | Decimal) and not isinstance(number, bool) else None
 
 
-def _as_number(number: object) -> float | None:
-    try:
-        return float(str(number)) if type(number).__name__ == "Decimal" else None
-    except ValueError:
-        return None
-
-
-def _parse(catalog: Catalog, sql: str) -> Mapping[str, Any]:
+def _parse(catalog: Catalog, sql: str) -> Tree:
     ((text,),) = catalog.connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [f"SELECT ({sql}\n)"]).fetchall()
-    tree: Mapping[str, Any] = json.loads(text)
+    tree: Tree = json.loads(text)
     return tree
 
 
-def _spell(catalog: Catalog, tree: Mapping[str, Any], expression: Any) -> str:
+def _spell(catalog: Catalog, tree: Tree, expression: Tree) -> str:
     """Return an expression of the tree as SQL."""
     statement = tree["statements"][0]
     node = {**statement["node"], "select_list": [{**expression, "alias": ""}]}
@@ -120,38 +116,15 @@ def _spell(catalog: Catalog, tree: Mapping[str, Any], expression: Any) -> str:
     return str(query).removeprefix("SELECT ")
 
 
-def _comparisons(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the comparisons outside of subqueries, in the order in which they are written."""
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        for child in node:
-            yield from _comparisons(child)
-    elif isinstance(node, Mapping) and node.get("class") != "SUBQUERY":
-        if node.get("class") == "BETWEEN" or node.get("type") in _COMPARISONS:
-            yield node
-        for child in node.values():
-            yield from _comparisons(child)
+def _is_comparison(node: Tree) -> bool:
+    return node.get("class") == "BETWEEN" or node.get("type") in _COMPARISONS
 
 
-def _has_columns(node: Any) -> bool:
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return any(map(_has_columns, node))
-    if not isinstance(node, Mapping) or node.get("class") == "SUBQUERY":
-        return False
-    return node.get("class") == "COLUMN_REF" or any(map(_has_columns, node.values()))
+def _has_columns(side: Tree) -> bool:
+    return any(node.get("class") == "COLUMN_REF" for node in walk(side, into_subqueries=False))
 
 
-def _is_numeric(node: Any) -> bool:
+def _is_numeric(side: Tree) -> bool:
     """Tell whether a side may be subtracted: no text is in it."""
-    literals = [part.get("literal", {}).get("kind") for part in _constants(node)]
-    return "STRING" not in literals
-
-
-def _constants(node: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        for child in node:
-            yield from _constants(child)
-    elif isinstance(node, Mapping):
-        if node.get("class") == "CONSTANT":
-            yield node
-        for child in node.values():
-            yield from _constants(child)
+    constants = (node for node in walk(side) if node.get("class") == "CONSTANT")
+    return not any(node.get("literal", {}).get("kind") == "STRING" for node in constants)
