@@ -90,6 +90,18 @@ def choose_selection(name: str, flags: SelectionFlags, recipe: str, overrides: S
     return _read_selection(name, flags)
 
 
+def read_rules(texts: Sequence[str]) -> dict[str, str]:
+    """Return the SQL of each `REASON=SQL`, by its reason."""
+    found: dict[str, str] = {}
+    for text in texts:
+        reason, equals, predicate = (part.strip() for part in text.partition("="))
+        if not equals or not reason or reason in found:
+            problem = "is there twice" if reason in found else "is not REASON=SQL"
+            raise InputError(f"--rule {text!r} {problem}; write --rule 'wide enough=image_width >= 200'")
+        found[reason] = predicate
+    return found
+
+
 def read_seeds(text: str) -> tuple[int, ...]:
     """Return the numbers of `0,1,2`."""
     try:
@@ -103,13 +115,6 @@ def _read_selection(name: str, flags: SelectionFlags) -> "Selection":
 
     if not name:
         raise InputError("a selection needs a name; give --name NAME")
-    named: dict[str, str] = {}
-    for text in flags.rules:
-        reason, equals, predicate = (part.strip() for part in text.partition("="))
-        if not equals or not reason or reason in named:
-            problem = "is there twice" if reason in named else "is not REASON=SQL"
-            raise InputError(f"--rule {text!r} {problem}; write --rule 'wide enough=image_width >= 200'")
-        named[reason] = predicate
     mixture = dict(_split_number("--caption", text) for text in flags.captions or ["alt_text=1"])
     top_by, share = _split_number("--top", flags.top) if flags.top else ("", 0.0)
     group, group_size = _split_number("--per-group", flags.per_group) if flags.per_group else ("", 0.0)
@@ -117,7 +122,7 @@ def _read_selection(name: str, flags: SelectionFlags) -> "Selection":
     limit_by, most = _split_number("--limit", limit) if flags.limit else ("", 0.0)
     return Selection(
         name=name,
-        rules=named,
+        rules=read_rules(flags.rules),
         weight=flags.weight or "1.0",
         captions=mixture,
         top=Top(by=top_by, fraction=share) if flags.top else None,

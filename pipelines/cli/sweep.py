@@ -22,7 +22,7 @@ from pipelines.cli.app import (
     show,
     show_json,
 )
-from pipelines.cli.flags import SelectionFlags, choose_selection, read_seeds
+from pipelines.cli.flags import SelectionFlags, choose_selection, read_rules, read_seeds
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,17 +133,11 @@ def _read_axes(
     """Return the rules that stay and what is varied, in the order given."""
     from curate.axis import is_varied, read_condition, read_fractions
 
-    fixed: dict[str, str] = {}
+    named = read_rules(rules)
+    varied = {reason: sql for reason, sql in named.items() if is_varied(sql)}
+    fixed = {reason: sql for reason, sql in named.items() if reason not in varied}
     axes = [read_condition(text) for text in conditions]
-    for text in rules:
-        reason, equals, predicate = (part.strip() for part in text.partition("="))
-        if not equals or not reason or reason in fixed:
-            problem = "is there twice" if reason in fixed else "is not REASON=SQL"
-            raise InputError(f"--rule {text!r} {problem}; write --rule 'wide enough=image_width >= 200'")
-        if is_varied(predicate):
-            axes.append(read_condition(predicate, reason))
-        else:
-            fixed[reason] = predicate
+    axes += [read_condition(sql, reason) for reason, sql in varied.items()]
     return fixed, [*axes, *map(read_fractions, tops)]
 
 
@@ -166,8 +160,7 @@ def _choose_base(
         base = read_selection(content)
         base = replace(base, name=name or base.name)
     else:
-        flags = SelectionFlags()
-        base = choose_selection(name or ("" if recipe else "sweep"), flags, recipe, overrides)
+        base = choose_selection(name or ("" if recipe else "sweep"), SelectionFlags(), recipe, overrides)
     return replace(base, rules={**base.rules, **rules})
 
 

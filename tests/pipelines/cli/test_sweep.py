@@ -85,6 +85,7 @@ def test_a_table_and_a_picture_are_written(pool: Pool, tmp_path: Path) -> None:
         ([], "nothing is varied; give a condition with values in braces"),
         (["row > {1,2}", "--top-of", "all"], "top_of is 'all'; it must be rules or pool"),
         (["row > {1,2}", "--rule", "row > 3"], "--rule 'row > 3' is not REASON=SQL"),
+        (["--rule", "a=row > {1,2}", "--rule", "a=row < 9"], "--rule 'a=row < 9' is there twice"),
         (["row > {1,2}", "--top", "b32.clip_score=0.3"], "--top 'b32.clip_score=0.3' is not SQL={SHARE,...}"),
         (["row > {1,2}", "--plot", "x.svg"], "--plot x.svg does not end in .png"),
         (["row > {1,2}", "--plot", "POOL/none/x.png"], "folder POOL/none does not exist; make it"),
