@@ -1,7 +1,8 @@
 """Which rows to show for each rule: kept, dropped, borderline and any at random; drawn by a hash of the uid, so the same every time."""
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipelines.report.facts import FACTS, MAX_RULES, Facts, Measure, describe_rule, is_download
@@ -15,7 +16,7 @@ class Gallery:
     title: str
     note: str
     kind: str  # kept, dropped, near or calm: its colour
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] = ()
     measures: tuple[Measure, ...] = ()
 
 
@@ -30,61 +31,32 @@ class RuleGalleries:
     has_threshold: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Draw:
-    """Rows to draw: a SQL condition, an order, and the gallery they go to."""
-
-    rule: str
-    title: str
-    note: str
-    kind: str
-    condition: str
-    order: str
-    num_rows: int
-    measures: tuple[Measure, ...] = ()
-
-
 # Rows of the drawn shards come first: each tar that has to be opened costs time.
 _AT_RANDOM = "(remote, hash)"
 # Or galleries of any rows and of kept ones would show the same.
 _AT_RANDOM_OTHERWISE = "(remote, hash(hash))"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Draw:
+    """Rows to draw: the gallery they go to, a SQL condition, their number, and an order of which the first are drawn."""
+
+    gallery: Gallery
+    condition: str
+    num_rows: int
+    order: str = _AT_RANDOM
+
+
 def draw_overall(facts: Facts, num_rows: int) -> list[Gallery]:
-    """Return rows of the whole pool at random, and of those that the selection keeps, dropped rows and rows nearest to a drop."""
-    draws = [
-        _Draw(
-            rule="",
-            title="Any of the pool",
-            note="rows with a picture, at random",
-            kind="calm",
-            condition="ok",
-            order=_AT_RANDOM_OTHERWISE,
-            num_rows=num_rows,
-        )
-    ]
+    """Return rows at random: of the whole pool, and of what the selection keeps and of what it drops."""
+    draw = partial(_Draw, num_rows=num_rows)
+    anything = Gallery(title="Any of the pool", note="rows with a picture, at random", kind="calm")
+    draws = [draw(gallery=anything, condition="ok", order=_AT_RANDOM_OTHERWISE)]
     if facts.choice:
-        draws += [
-            _Draw(
-                rule="",
-                title="Kept",
-                note="by all rules",
-                kind="kept",
-                condition="kept",
-                order=_AT_RANDOM,
-                num_rows=num_rows,
-            ),
-            _Draw(
-                rule="",
-                title="Dropped",
-                note="by any rule",
-                kind="dropped",
-                condition="ok AND NOT kept",
-                order=_AT_RANDOM,
-                num_rows=num_rows,
-            ),
-        ]
-    return [gallery for _, gallery in _run(facts, draws)]
+        kept = Gallery(title="Kept", note="by all rules", kind="kept")
+        dropped = Gallery(title="Dropped", note="by any rule", kind="dropped")
+        draws += [draw(gallery=kept, condition="kept"), draw(gallery=dropped, condition="ok AND NOT kept")]
+    return _run(facts, draws)
 
 
 def draw_rules(facts: Facts, num_rows: int) -> list[RuleGalleries]:
@@ -92,10 +64,9 @@ def draw_rules(facts: Facts, num_rows: int) -> list[RuleGalleries]:
     if facts.choice is None:
         return []
     rules = [rule for rule in facts.rules[:MAX_RULES] if not is_download(rule)]
-    draws = [draw for rule in rules for draw in _draws(facts, rule, num_rows)]
-    by_rule: dict[str, list[Gallery]] = {rule: [] for rule in rules}
-    for rule, gallery in _run(facts, draws):
-        by_rule[rule].append(gallery)
+    draws = {rule: list(_draws(facts, rule, num_rows)) for rule in rules}
+    drawn = iter(_run(facts, [draw for own in draws.values() for draw in own]))
+    by_rule = {rule: list(itertools.islice(drawn, len(own))) for rule, own in draws.items()}
     failing = {row["rule"]: int(row["num_failing"]) for row in facts.choice.content["funnel"]}
     return [
         RuleGalleries(
@@ -115,42 +86,24 @@ def _draws(facts: Facts, rule: str, num_rows: int) -> Iterator[_Draw]:
     # The rows that no earlier rule has dropped: what this rule decides on.
     reached = f"mask & {bit - 1} = 0"
     own = _own_measures(facts.measures, rule)
-    draw = partial(_Draw, rule=rule, measures=tuple(measure for measure, _ in own))
-    yield draw(
-        title="Dropped",
-        note="first by this rule, at random",
-        kind="dropped",
-        condition=f"{fails} AND {reached}",
-        order=_AT_RANDOM,
-        num_rows=num_rows,
-    )
+    gallery = partial(Gallery, measures=tuple(measure for measure, _ in own))
+    draw = partial(_Draw, num_rows=num_rows)
+    dropped = gallery(title="Dropped", note="first by this rule, at random", kind="dropped")
+    yield draw(gallery=dropped, condition=f"{fails} AND {reached}")
     half = max(1, num_rows // (2 * max(1, len(own))))
     for measure, threshold in own:
         for side, condition in (("just dropped", fails), ("just kept by it", passes)):
+            note = f"nearest to {measure.title} = {threshold.value:.6g}"
             yield draw(
-                title=f"Borderline, {side}",
-                note=f"nearest to {measure.title} = {threshold.value:.6g}",
-                kind="near",
+                gallery=gallery(title=f"Borderline, {side}", note=note, kind="near"),
                 condition=f"{condition} AND {reached} AND {measure.column} IS NOT NULL",
                 order=f"(remote, abs({measure.column} - {threshold.value!r}::DOUBLE), hash)",
                 num_rows=half,
             )
-    yield draw(
-        title="Kept",
-        note="passes this rule and all before it, at random",
-        kind="kept",
-        condition=f"{passes} AND {reached}",
-        order=_AT_RANDOM,
-        num_rows=num_rows,
-    )
-    yield draw(
-        title="Any",
-        note="that come to this rule, at random",
-        kind="calm",
-        condition=f"ok AND {reached}",
-        order=_AT_RANDOM_OTHERWISE,
-        num_rows=num_rows,
-    )
+    kept = gallery(title="Kept", note="passes this rule and all before it, at random", kind="kept")
+    yield draw(gallery=kept, condition=f"{passes} AND {reached}")
+    anything = gallery(title="Any", note="that come to this rule, at random", kind="calm")
+    yield draw(gallery=anything, condition=f"ok AND {reached}", order=_AT_RANDOM_OTHERWISE)
 
 
 def _own_measures(measures: tuple[Measure, ...], rule: str) -> list[tuple[Measure, Threshold]]:
@@ -159,22 +112,14 @@ def _own_measures(measures: tuple[Measure, ...], rule: str) -> list[tuple[Measur
     return found[:3]
 
 
-def _run(facts: Facts, draws: list[_Draw]) -> Iterator[tuple[str, Gallery]]:
-    """Draw all in one pass over the table."""
+def _run(facts: Facts, draws: list[_Draw]) -> list[Gallery]:
+    """Return the gallery of each draw with its rows; one pass over the table finds all of them."""
     if not draws:
-        return
+        return []
     columns = ", ".join(
         f"min_by(rowid, {draw.order}, {draw.num_rows}) FILTER (WHERE {draw.condition})" for draw in draws
     )
     ((*found,),) = facts.query(f"SELECT {columns} FROM {FACTS}")
-    for draw, positions in zip(draws, found, strict=True):
-        yield (
-            draw.rule,
-            Gallery(
-                title=draw.title,
-                note=draw.note,
-                kind=draw.kind,
-                positions=tuple(positions or ()),
-                measures=draw.measures,
-            ),
-        )
+    return [
+        replace(draw.gallery, positions=tuple(positions or ())) for draw, positions in zip(draws, found, strict=True)
+    ]
