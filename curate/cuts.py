@@ -18,8 +18,11 @@ VERDICT = "verdict"
 _ALIVE = "alive"
 
 
-def cut_columns(catalog: Catalog, selection: Selection) -> dict[str, str]:
-    """Return the SQL of the weight and of what the cuts of a selection read, by the columns' names in `verdict`."""
+def cut_columns(catalog: Catalog, selection: Selection, *, where: str, downloaded: str) -> list[str]:
+    """Return the columns of `verdict` that hold the weight and what the cuts of a selection read, as SQL.
+
+    Each is null unless `where` holds; the score of a top share of the pool unless `downloaded` does.
+    """
     columns = {"weight": f"({catalog.expand(selection.weight)}\n)::DOUBLE"}
     if selection.top:
         columns["top_score"] = f"({catalog.expand(selection.top.by)}\n)::DOUBLE"
@@ -33,7 +36,11 @@ def cut_columns(catalog: Catalog, selection: Selection) -> dict[str, str]:
         columns["limit_score"] = catalog.expand(selection.limit.by or "NULL")
     if selection.per_group or selection.mix or selection.limit:
         columns["uid"] = f"{SAMPLES}.uid"
-    return columns
+    conditions = dict.fromkeys(columns, where)
+    if selection.top and selection.top.of == "pool":
+        conditions["top_score"] = downloaded
+    # Under a CASE, a logarithm of zero in a row that is dropped anyway does not end the query.
+    return [f"CASE WHEN {conditions[name]} THEN ({sql}\n) END AS {name}" for name, sql in columns.items()]
 
 
 def run_cuts(

@@ -157,17 +157,9 @@ def _evaluate(catalog: Catalog, selection: Selection, labels: Sequence[str]) -> 
     predicates = [f"{SAMPLES}.status = '{STATUS_SUCCESS}'", *map(catalog.expand, selection.rules.values())]
     bits = [f"CASE WHEN ({sql}\n) THEN 0::{kind} ELSE {1 << bit}::{kind} END" for bit, sql in enumerate(predicates)]
     mask = " | ".join(bits)
-    columns = cut_columns(catalog, selection)
-    # Under a CASE, a logarithm of zero in a row that is dropped anyway does not end the query.
-    conditions = dict.fromkeys(columns, f"({mask}) = 0")
-    if selection.top and selection.top.of == "pool":
-        conditions["top_score"] = predicates[0]
-    parts = [
-        f"{mask} AS mask",
-        *(f"CASE WHEN {conditions[name]} THEN ({sql}\n) END AS {name}" for name, sql in columns.items()),
-    ]
+    columns = cut_columns(catalog, selection, where=f"({mask}) = 0", downloaded=predicates[0])
     try:
-        catalog.tabulate(VERDICT, parts, labels)
+        catalog.tabulate(VERDICT, [f"{mask} AS mask", *columns], labels)
     except InputError as error:
         raise blame(catalog, selection.expressions(), labels, error) from error
 

@@ -8,7 +8,7 @@ cap per group, a mix, a limit), its rows are found in a table in memory, and no 
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,9 +44,7 @@ class SweepConfig:
 
     axes: tuple[Axis, ...]  # several make a grid
     base: Selection = field(default_factory=lambda: Selection(name="sweep"))  # its rules, cuts and weight stay
-    top_of: str = (
-        "rules"  # shares are of the rows that pass the rules that stay; or "pool": of every row that was downloaded
-    )
+    top_of: str = "rules"  # shares are of the rows that pass the rules that stay; "pool": of all that were downloaded
     shares: tuple[str, ...] = ()  # SQL whose values are counted; empty: source and language, where the pool has them
     means: tuple[str, ...] = ()  # SQL that is averaged; empty: what is varied, and the pool's scores
 
@@ -73,9 +71,7 @@ class Point:
     values: Mapping[str, str]  # what is varied: its value
     selection: Selection  # `select` makes it
     num_kept: int
-    effective_samples: (
-        float | None
-    )  # (sum w)^2 / sum w^2, as in a selection's report; None where a weight is no finite number
+    effective_samples: float | None  # as in a selection's report; None where a weight is no finite number
     means: Mapping[str, float | None]
     counts: Mapping[str, Mapping[str, int]]  # column: value: rows kept
 
@@ -156,7 +152,8 @@ class _Sweep:
             found = tally(self._catalog, source, len(self._means), self._shares)
             keeps = np.array([_has_bits(found.keys, 1 << number) for number in range(len(combinations))])
         else:
-            columns = [f"{self._key(axes)} AS sweep_key", *self._measures(axes)]
+            columns = [f"{self._key(axes)} AS sweep_key", f"{self._weight(axes)} AS weight"]
+            columns += [f"{sql} AS {name}" for name, sql in self._measures().items()]
             source = self._catalog.over_ranges(columns, self._labels, self._fixed())
             found = tally(self._catalog, source, len(self._means), self._shares)
             keeps = np.array([_has_bits(found.keys, _bits(axes, chosen)) for chosen in combinations])
@@ -195,7 +192,7 @@ class _Sweep:
 
     def _expressions(self) -> dict[str, str]:
         """Return every expression by what an error should call it."""
-        found = {place: sql for place, sql in self._base.expressions().items()}
+        found = dict(self._base.expressions())
         for axis in self._config.axes:
             for choice in axis.choices:
                 if axis.is_fraction:
@@ -230,18 +227,20 @@ class _Sweep:
         )
         return " | ".join(bits)
 
-    def _measures(self, axes: Sequence[Axis]) -> Iterator[str]:
-        """Yield the columns that are counted and averaged."""
-        expand = self._catalog.expand
-        # Under a CASE, a weight that is an error for rows that no point keeps does not end the query.
-        weight = f"({expand(self._base.weight)}\n)::DOUBLE"
-        is_plain = self._base.weight == "1.0"
-        yield f"{weight if is_plain else f'CASE WHEN ({self._key(axes)}) <> 0 THEN {weight} END'} AS weight"
+    def _weight(self, axes: Sequence[Axis]) -> str:
+        """Return the SQL of the weight; under a CASE, one that is an error for rows that no point keeps does not end the query."""
+        weight = f"({self._catalog.expand(self._base.weight)}\n)::DOUBLE"
+        return weight if self._base.weight == "1.0" else f"CASE WHEN ({self._key(axes)}) <> 0 THEN {weight} END"
+
+    def _measures(self) -> dict[str, str]:
+        """Return the SQL of what is averaged and counted, by the columns' names in the tally."""
+        found = {}
         for number, sql in enumerate(self._means):
-            value = f"({expand(sql)}\n)::DOUBLE"
-            yield f"CASE WHEN isfinite({value}) THEN {value} END AS mean_{number}"
+            value = f"({self._catalog.expand(sql)}\n)::DOUBLE"
+            found[f"mean_{number}"] = f"CASE WHEN isfinite({value}) THEN {value} END"
         for number, sql in enumerate(self._shares):
-            yield f"coalesce(({expand(sql)}\n)::VARCHAR, '{NULL}') AS share_{number}"
+            found[f"share_{number}"] = f"coalesce(({self._catalog.expand(sql)}\n)::VARCHAR, '{NULL}')"
+        return found
 
     def _find_thresholds(self, axis: Axis) -> Axis:
         """Return an axis of shares as conditions: with N scores in descending order the threshold is the one at int(N * share)."""
@@ -271,14 +270,9 @@ class _Sweep:
         """Return the query of the rows with the points that keep each, a bit for a point, and the effective samples of every point."""
         catalog, connection = self._catalog, self._catalog.connection
         fixed = self._fixed()
-        columns = cut_columns(catalog, self._base)
-        conditions = dict.fromkeys(columns, fixed)
-        if self._base.top and self._base.top.of == "pool":
-            conditions["top_score"] = _DOWNLOADED
         parts = [f"{fixed} IS TRUE AS is_candidate", f"CASE WHEN {fixed} THEN {self._key(axes)} END AS choices"]
-        parts += [f"CASE WHEN {conditions[name]} THEN ({sql}\n) END AS {name}" for name, sql in columns.items()]
-        measures = [measure.rsplit(" AS ", 1) for measure in self._measures(axes)][1:]
-        parts += [f"CASE WHEN {fixed} THEN {sql} END AS {name}" for sql, name in measures]
+        parts += cut_columns(catalog, self._base, where=fixed, downloaded=_DOWNLOADED)
+        parts += [f"CASE WHEN {fixed} THEN {sql} END AS {name}" for name, sql in self._measures().items()]
         catalog.tabulate(VERDICT, parts, self._labels)
         weights = connection.sql(f"SELECT weight FROM {VERDICT}").to_arrow_table()["weight"].to_numpy()
         keys = np.zeros(len(weights), np.uint64)
