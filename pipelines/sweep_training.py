@@ -50,10 +50,10 @@ def train_points(
             f"{', '.join(empty)} would keep no rows, and nothing can be trained on them; leave those values out"
         )
     settings = load_recipe(config.recipe).build or BuildConfig()
+    datasets = Store(config.out).locate("datasets")
     folders = []
     for point in report.points:
         selection = select(pool, point.selection, progress=progress)
-        datasets = Store(config.out).locate("datasets")
         built = build(pool, selection.folder, datasets, settings, executor=executor, progress=progress)
         folders.append(str(built.folder))
     compared = CompareConfig(
