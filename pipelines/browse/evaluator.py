@@ -19,6 +19,7 @@ import numpy.typing as npt
 from curate.catalog import POOL, SAMPLES, Catalog
 from curate.store import Pool
 from pipelines.browse.guard import allowed_functions, check_filter
+from pipelines.page.words import shorten
 from schemas.errors import InputError, MissingColumnsError
 
 DEFAULT_SECONDS = 10.0
@@ -134,7 +135,7 @@ def _serve(connection: Connection, pool: Pool, num_rows: int, folder: str) -> No
                 if len(answer) != -(-num_rows // 8):
                     answer = f"{pool.root} has other shards than when it was opened; start `winnow browse` again"
             except InputError as error:
-                answer = _bounded(str(error))
+                answer = shorten(str(error), _MAX_MESSAGE)
             except MemoryError:
                 answer = "the filter needs more memory than it may have; make it simpler"
             connection.send(answer)
@@ -192,10 +193,3 @@ def _is_there(catalog: Catalog, label: str) -> bool:
     if label not in catalog.label_columns:
         raise MissingColumnsError(f"{label} has no annotation yet; run\n  {catalog.annotate_command(label)}")
     return True
-
-
-def _bounded(message: str) -> str:
-    return message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 3]}..."
-
-
-__all__ = ["DEFAULT_SECONDS", "Evaluator", "Mask", "evaluate_filter"]
