@@ -47,17 +47,13 @@ class Query:
     @classmethod
     def parse(cls, parameters: Mapping[str, Sequence[str]]) -> "Query":
         """Read the parameters of a request; a sort with a leading `-` is descending."""
-
-        def first(name: str) -> str:
-            return next(iter(parameters.get(name, ())), "").strip()
-
-        sort = first("sort")
+        sort = parse_text(parameters, "sort")
         return cls(
-            filter=first("filter"),
+            filter=parse_text(parameters, "filter"),
             ranges=tuple(Range.parse(text) for text in parameters.get("range", ())),
-            selection=first("selection"),
-            outcome=first("outcome"),
-            decision=first("decision"),
+            selection=parse_text(parameters, "selection"),
+            outcome=parse_text(parameters, "outcome"),
+            decision=parse_text(parameters, "decision"),
             sort=sort.removeprefix("-"),
             descending=sort.startswith("-"),
         )
@@ -69,6 +65,11 @@ class Query:
             *(r.to_sql() for r in self.ranges),
         ]
         return " AND ".join(part for part in parts if part)
+
+
+def parse_text(parameters: Mapping[str, Sequence[str]], name: str) -> str:
+    """Return a parameter without the spaces around it; empty where it is not there."""
+    return next(iter(parameters.get(name, ())), "").strip()
 
 
 def parse_whole(parameters: Mapping[str, Sequence[str]], name: str, default: int, most: int = _MAX_OFFSET) -> int:

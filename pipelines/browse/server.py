@@ -19,7 +19,7 @@ from curate.images import ImageError
 from curate.operators.manual import DECISIONS
 from pipelines.browse.access import CONTENT_POLICY, PAGE_POLICY
 from pipelines.browse.pictures import Pictures
-from pipelines.browse.query import DEFAULT_PAGE, MAX_PAGE, Query, parse_whole
+from pipelines.browse.query import DEFAULT_PAGE, MAX_PAGE, Query, parse_text, parse_whole
 from pipelines.browse.rows import texts_of
 from pipelines.browse.view import TEXT_SORTS, View
 from pipelines.page.template import make_environment, theme, web_url
@@ -81,7 +81,7 @@ class Site:
 
     def column(self, parameters: Parameters) -> dict[str, Any]:
         """Return what a slider shows of a column."""
-        return asdict(self.view.numbers.summarise(_first(parameters, "name")))
+        return asdict(self.view.numbers.summarise(parse_text(parameters, "name")))
 
     def count(self, parameters: Parameters) -> dict[str, Any]:
         """Return how many rows a query has."""
@@ -90,7 +90,7 @@ class Site:
 
     def rules(self, parameters: Parameters) -> dict[str, Any]:
         """Return the rules of a selection."""
-        verdicts = self.view.verdicts(_first(parameters, "selection"))
+        verdicts = self.view.verdicts(parse_text(parameters, "selection"))
         return {"folder": verdicts.folder, "rules": [asdict(rule) for rule in verdicts.rules]}
 
     def grid(self, parameters: Parameters) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Site:
         limit = max(1, parse_whole(parameters, "limit", DEFAULT_PAGE, MAX_PAGE))
         offset = parse_whole(parameters, "offset", 0)
         positions = self.view.find(query)
-        if uid := _first(parameters, "around"):
+        if uid := parse_text(parameters, "around"):
             # The page that holds a sample, where the query has it: so that an address leads to what it was copied from.
             places = (positions == self.view.locate(uid)).nonzero()[0]
             offset = int(places[0]) // limit * limit if len(places) else offset
@@ -110,8 +110,8 @@ class Site:
 
     def sample(self, parameters: Parameters) -> dict[str, Any]:
         """Return everything about a sample that `winnow why` knows."""
-        position = self.view.locate(_first(parameters, "uid"))
-        (row,) = self.view.describe([position], Query(selection=_first(parameters, "selection")))
+        position = self.view.locate(parse_text(parameters, "uid"))
+        (row,) = self.view.describe([position], Query(selection=parse_text(parameters, "selection")))
         found = self.view.explain(position).to_dict()
         return {
             **self._card(row, most=_WHOLE_TEXT),
@@ -267,10 +267,6 @@ async def _answer_system_error(_: Request, error: Exception) -> Response:
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, status_code=error.status_code)
-
-
-def _first(parameters: Parameters, name: str) -> str:
-    return next(iter(parameters.get(name, ())), "").strip()
 
 
 def _shorten(text: Any, most: int) -> Any:
