@@ -52,7 +52,7 @@ def _draw_panel(panel: Panel, top: int) -> list[str]:
         x = place(tick)
         parts += [
             f'<line x1="{x}" y1="{top + _TITLE}" x2="{x}" y2="{bottom}" stroke="#dddddd"/>',
-            f'<text x="{x}" y="{bottom + 14}" text-anchor="middle" fill="#555555">{tick:.{_decimals(step)}f}</text>',
+            f'<text x="{x}" y="{bottom + 14}" text-anchor="middle" fill="#555555">{tick:.{num_decimals(step)}f}</text>',
         ]
     for number, (arm, values) in enumerate(panel.rows.items()):
         y = top + _TITLE + _ROW * number + _ROW // 2
@@ -81,7 +81,8 @@ def make_axis(values: Sequence[float]) -> tuple[float, float, float]:
     return start, step, end if end > start else start + step
 
 
-def _decimals(step: float) -> int:
+def num_decimals(step: float) -> int:
+    """Return how many digits after the point tell ticks apart that are a step from each other."""
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 

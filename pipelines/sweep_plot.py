@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from curate.sweep import SweepReport
-from pipelines.dot_plot import make_axis
+from pipelines.dot_plot import make_axis, num_decimals
 from pipelines.sheet import to_ascii
 from pipelines.sweep_report import Scores, most_frequent
 
@@ -92,7 +92,7 @@ def _draw_curves(
     def draw(pen: "_Pen", box: _Box) -> None:
         known = [value for values in curves.values() for value in values if math.isfinite(value)]
         low, step, high = make_axis([*known, 0.0] if from_zero or not known else known)
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        decimals = num_decimals(step)
         for number in range(round((high - low) / step) + 1):
             tick = low + number * step
             y = box.top + box.height * (high - tick) / (high - low)
@@ -101,7 +101,7 @@ def _draw_curves(
         xs = [box.left + box.width * (number + 0.5) / len(labels) for number in range(len(labels))]
         pen.labels(xs, labels, box.top + box.height + 6, box.width / len(labels))
         pen.text(box.left + box.width / 2, box.top + box.height + 24, ", ".join(axes), anchor="middle", colour=_GREY)
-        for (name, values), colour in zip(curves.items(), _COLOURS, strict=False):
+        for values, colour in zip(curves.values(), _COLOURS, strict=False):
             places = [
                 (x, box.top + box.height * (high - value) / (high - low))
                 for x, value in zip(xs, values, strict=True)
@@ -110,7 +110,6 @@ def _draw_curves(
             pen.line(places, colour, 2)
             for place in places:
                 pen.dot(place, colour)
-            del name
         if len(curves) > 1:
             pen.legend(box, dict(zip(curves, _COLOURS, strict=False)))
 
