@@ -16,7 +16,7 @@ from pipelines.report.composition import count_hosts, count_languages, measure_h
 from pipelines.report.copies import CopyGroups, find_copies
 from pipelines.report.cost import measure_cost
 from pipelines.report.distribution import draw_distributions
-from pipelines.report.facts import Choice, Facts, load_choice
+from pipelines.report.facts import NUM_SHARDS, Choice, Facts, load_choice
 from pipelines.report.funnel import make_funnel
 from pipelines.report.gallery import Gallery, RuleGalleries, draw_overall, draw_rules
 from pipelines.report.training import read_training
@@ -88,6 +88,7 @@ def report(pool: Pool, out: str, config: ReportConfig | None = None) -> ReportSu
             "choice": facts.choice,
             "num_rows": facts.num_rows,
             "num_shards": len(facts.catalog.shards),
+            "num_drawn_shards": NUM_SHARDS,
             "num_labels": len(facts.catalog.label_columns),
             "funnel": make_funnel(facts),
             "distributions": draw_distributions(facts),
