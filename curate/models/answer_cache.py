@@ -59,18 +59,16 @@ class AnswerCache:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """Return the answers that are there, by key."""
         found: dict[bytes, Answer] = {}
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            part = keys[start : start + _KEYS_PER_QUERY]
-            query = f"SELECT * FROM answers WHERE key IN ({','.join('?' * len(part))})"
-            for key, text, reason, log_probability, num_prompt, num_new in self._all(query, part):
-                found[key] = Answer(
-                    text=text,
-                    finish_reason=reason,
-                    log_probability=log_probability,
-                    num_prompt_tokens=num_prompt,
-                    num_new_tokens=num_new,
-                    is_cached=True,
-                )
+        rows = self._in("SELECT * FROM answers WHERE key IN", keys)
+        for key, text, reason, log_probability, num_prompt, num_new in rows:
+            found[key] = Answer(
+                text=text,
+                finish_reason=reason,
+                log_probability=log_probability,
+                num_prompt_tokens=num_prompt,
+                num_new_tokens=num_new,
+                is_cached=True,
+            )
         return found
 
     def put(
@@ -113,12 +111,7 @@ class AnswerCache:
 
         A cache of an earlier release does not say what its answers are about: there the texts find them.
         """
-        wanted = list(uids)
-        found: dict[bytes, None] = {}
-        for start in range(0, len(wanted), _KEYS_PER_QUERY):
-            part = wanted[start : start + _KEYS_PER_QUERY]
-            query = f"SELECT key FROM samples WHERE uid IN ({','.join('?' * len(part))})"
-            found |= dict.fromkeys(key for (key,) in self._all(query, part))
+        found = dict.fromkeys(key for (key,) in self._in("SELECT key FROM samples WHERE uid IN", list(uids)))
         if texts:
             query = "SELECT key, text FROM answers WHERE key NOT IN (SELECT key FROM samples)"
             found |= dict.fromkeys(key for key, text in self._all(query, ()) if text.strip() in texts)
@@ -146,6 +139,12 @@ class AnswerCache:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+    def _in(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
+        """Yield the rows of a query that ends with IN, which is asked for a part of the values at a time."""
+        for start in range(0, len(values), _KEYS_PER_QUERY):
+            part = values[start : start + _KEYS_PER_QUERY]
+            yield from self._all(f"{query} ({','.join('?' * len(part))})", part)
 
     def _all(self, query: str, values: Sequence[Any]) -> list[Any]:
         with self._lock:
