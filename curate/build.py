@@ -157,7 +157,7 @@ def find_dataset(pool: Pool, selection: str, out: str, config: BuildConfig) -> s
 
 def find_selection(pool: Pool, selection: str) -> str:
     """Return the folder (relative to the pool) of a selection given by name, by `name-fp12`, or by its path."""
-    complete = [name for name in pool.list_names("selections") if pool.exists(f"selections/{name}/{SELECTION_FILE}")]
+    complete = [folder.removeprefix("selections/") for folder in pool.selections()]
     wanted = selection.rstrip("/").rsplit("/", 1)[-1]
     if wanted in complete:
         return f"selections/{wanted}"

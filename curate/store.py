@@ -26,6 +26,7 @@ from fsspec.spec import AbstractBufferedFile
 from schemas.annotation import AnnotationHeader
 from schemas.errors import InputError, StaleDatasetError
 from schemas.sample import SHARD_DIGEST_KEY, TAR_LOCATION_KEY, UID_DIGEST_KEY, shard_name
+from schemas.selection import SELECTION_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +259,11 @@ class Pool(Store):
             uid_digest=metadata[UID_DIGEST_KEY].decode(),
             tar=metadata.get(TAR_LOCATION_KEY, b"").decode(),
         )
+
+    def selections(self) -> list[str]:
+        """Return the folders of the selections in order; one is there when its `selection.json`, which is written last, exists."""
+        folders = [f"selections/{name}" for name in self.list_names("selections")]
+        return [folder for folder in folders if self.exists(f"{folder}/{SELECTION_FILE}")]
 
     def annotation_folder(self, operator: str, fingerprint: str) -> str:
         """Return the folder of an operator's files; the fingerprint's first 12 characters name it."""

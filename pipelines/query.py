@@ -189,12 +189,10 @@ class Tables:
 
     def _selections(self) -> dict[str, Mapping[str, object]]:
         """Return what every finished selection says of itself, by folder name."""
-        found = {}
-        for name in self._pool.list_names("selections"):
-            path = f"selections/{name}/{SELECTION_FILE}"
-            if self._pool.exists(path):
-                found[name] = _read_json(self._pool, path)
-        return found
+        return {
+            folder.removeprefix("selections/"): _read_json(self._pool, f"{folder}/{SELECTION_FILE}")
+            for folder in self._pool.selections()
+        }
 
     def _add_selections(self) -> None:
         rows = [

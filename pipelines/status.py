@@ -16,7 +16,7 @@ from curate.fingerprint import pool_digest
 from curate.store import Pool, ShardHeader
 from schemas.annotation import ERROR_COLUMN, AnnotationHeader
 from schemas.sample import STATUS_SUCCESS, shard_name
-from schemas.selection import SELECTION_FILE
+from schemas.selection import SELECTED_FILE
 
 TOP_ERRORS = 10
 
@@ -75,9 +75,7 @@ def status(pool: Pool) -> PoolStatus:
         errors=tuple(errors.most_common(TOP_ERRORS)),
         operators=tuple(_operators(pool, headers)),
         selections=tuple(
-            SelectionStatus(folder=f"selections/{name}", num_kept=_num_rows(pool, f"selections/{name}"))
-            for name in pool.list_names("selections")
-            if pool.exists(f"selections/{name}/{SELECTION_FILE}")
+            SelectionStatus(folder=folder, num_kept=_num_rows(pool, folder)) for folder in pool.selections()
         ),
     )
 
@@ -162,4 +160,4 @@ def _read_seconds(pool: Pool) -> dict[str, float]:
 
 
 def _num_rows(pool: Pool, folder: str) -> int:
-    return int(pool.read_footer(f"{folder}/selected.parquet").num_rows)
+    return int(pool.read_footer(f"{folder}/{SELECTED_FILE}").num_rows)

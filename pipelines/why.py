@@ -110,11 +110,7 @@ def why(pool: Pool, sample: str, *, selection: str = "") -> list[Explanation]:
 
 def find_selections(pool: Pool, selection: str = "") -> list[str]:
     """Return the folders of a pool's selections, or of those that a name or a folder means; raises InputError where it means none."""
-    folders = [
-        f"selections/{name}"
-        for name in pool.list_names("selections")
-        if pool.exists(f"selections/{name}/{SELECTION_FILE}")
-    ]
+    folders = pool.selections()
     if not selection:
         return folders
     wanted = selection.rstrip("/").rpartition("/")[2]

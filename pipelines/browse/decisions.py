@@ -115,11 +115,9 @@ class Decisions:
     def _remove_unused(self, needed: set[str]) -> None:
         """Remove the annotations of earlier decisions that no selection was made with; the last one stays for whoever is reading it."""
         folder = f"annotations/{Manual.name}"
-        for name in self._pool.list_names("selections"):
-            path = f"selections/{name}/{SELECTION_FILE}"
-            if self._pool.exists(path):
-                target = json.loads(self._pool.read_bytes(path))["labels"].get(LABEL, {})
-                needed = needed | {target.get("fingerprint", "")[:12]}
+        for selection in self._pool.selections():
+            target = json.loads(self._pool.read_bytes(f"{selection}/{SELECTION_FILE}"))["labels"].get(LABEL, {})
+            needed = needed | {target.get("fingerprint", "")[:12]}
         for fingerprint in set(self._pool.list_names(folder)) - needed:
             for name in self._pool.list_names(f"{folder}/{fingerprint}"):
                 self._pool.remove(f"{folder}/{fingerprint}/{name}")
