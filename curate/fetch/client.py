@@ -126,11 +126,13 @@ class Client:
                 is_last = attempt == config.retries or error.is_spent
                 if is_last or error.retry_after > config.max_retry_after_seconds:
                     raise
-                jitter = random.Random(f"{config.seed}:{uid}:{attempt}").uniform(
-                    0, 2 * config.backoff_seconds * 2**attempt
-                )
-                await asyncio.sleep(max(error.retry_after, jitter))
+                await self._wait(uid, attempt, error.retry_after)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _wait(self, name: str, attempt: int, least: float) -> None:
+        """Wait between two attempts, longer after each; how long is drawn by the name of what is fetched."""
+        drawn = random.Random(f"{self._config.seed}:{name}:{attempt}")
+        await asyncio.sleep(max(least, drawn.uniform(0, 2 * self._config.backoff_seconds * 2**attempt)))
 
     async def _attempt(self, target: Target, trail: set[str], visit: Visit) -> bytes:
         budget = _Budget(self._config.request_seconds)
@@ -192,10 +194,7 @@ class Client:
             except TemporaryError as error:
                 if attempt == config.retries or error.retry_after > config.max_retry_after_seconds:
                     raise TemporaryError(str(error), error.retry_after, is_spent=True) from error
-                jitter = random.Random(f"{config.seed}:{target.origin}:{attempt}").uniform(
-                    0, 2 * config.backoff_seconds * 2**attempt
-                )
-                await asyncio.sleep(max(error.retry_after, jitter))
+                await self._wait(target.origin, attempt, error.retry_after)
             else:
                 self._memory.rules[target.origin] = (time.monotonic() + CACHE_SECONDS, rules)
                 return rules
