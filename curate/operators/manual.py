@@ -43,7 +43,8 @@ class Manual(ShardOperator):
 
     def identity(self) -> dict[str, Any]:
         """Return the digest of the decisions: where the file lies does not matter, nor the order in which they were taken."""
-        return {"decisions": digest_decisions(read_decisions(self.decisions))}
+        decided = canonical_json(read_decisions(self.decisions))
+        return {"decisions": hashlib.sha256(decided.encode()).hexdigest()}
 
     def load(self) -> Annotate:
         decisions = read_decisions(self.decisions)
@@ -52,11 +53,6 @@ class Manual(ShardOperator):
             return {"decision": [decisions.get(uid) for uid in batch.column("uid").to_pylist()]}
 
         return annotate
-
-
-def digest_decisions(decisions: Mapping[str, str]) -> str:
-    """Return what identifies a set of decisions."""
-    return hashlib.sha256(canonical_json(dict(decisions)).encode()).hexdigest()
 
 
 def read_decisions(path: str) -> dict[str, str]:

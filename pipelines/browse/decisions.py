@@ -9,7 +9,7 @@ Two browsers of one pool do not undo each other's decisions: every change is mad
 import fcntl
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from curate.annotation_file import write_annotations
 from curate.columns import Output
 from curate.fingerprint import pool_digest
-from curate.operators.manual import DECISIONS, DECISIONS_SCHEMA, Manual, digest_decisions, read_decisions
+from curate.operators.manual import DECISIONS, DECISIONS_SCHEMA, Manual, read_decisions
 from curate.plan import make_plan
 from curate.store import LabelTarget, Pool
 from schemas.errors import InputError
@@ -136,11 +136,3 @@ class Decisions:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def count_decisions(decisions: Mapping[str, str]) -> dict[str, int]:
-    """Return how many samples have each decision."""
-    return {decision: sum(found == decision for found in decisions.values()) for decision in DECISIONS}
-
-
-__all__ = ["DECISIONS", "DECISIONS_FILE", "LABEL", "Decisions", "count_decisions", "digest_decisions"]
