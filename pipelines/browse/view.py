@@ -62,7 +62,7 @@ class View:
         self.catalog = Catalog(pool, sandboxed=True)
         self.rows = Rows(self.catalog, self._folder.name)
         self.numbers = Numbers(lambda: self.catalog, self._lock)
-        self.selections = tuple(folder.removeprefix("selections/") for folder in find_selections(pool))
+        self.selections = tuple(folder.removeprefix("selections/") for folder in pool.selections())
         self._decisions = Decisions(pool)
         self._codes = self._code(self._decisions.all())
         self._evaluator = Evaluator(pool, len(self.rows), self._folder.name, seconds=filter_seconds)
@@ -127,9 +127,9 @@ class View:
             })
         return described
 
-    def explain(self, position: int, selection: str = "") -> Explanation:
+    def explain(self, position: int) -> Explanation:
         """Return everything that the pool knows of a sample."""
-        folders = find_selections(self.pool, selection)
+        folders = self.pool.selections()
         place = self.rows.place(position)
         with self._lock:
             # From the shard alone, not through `sql`: that would look for the row in all of them.
