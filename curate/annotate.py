@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from curate.effort import LOG_FILE as LOG_FILE
+from curate.effort import LOG_FILE
 from curate.executor import Executor, Outcome
 from curate.lineage import note_lineage
 from curate.operator import Operator, ShardOperator

@@ -5,7 +5,7 @@ a pass took; the rest of the pass is reading, decoding and writing.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,7 +36,8 @@ class Rates:
         self._by_name: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self._passes: defaultdict[bool, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for entry in _read_log(pool):
-            self._add(entry)
+            if "operator_seconds" in entry:  # older notes do not say what each operator took
+                self._add(entry)
 
     def of(self, planned: Planned) -> Rate:
         """Return what an operator costs per row: itself here, else with other parameters here, else by the benchmark."""
@@ -73,17 +74,30 @@ def sum_known(rates: Sequence[Rate]) -> float:
     return sum(rate.seconds or 0.0 for rate in rates)
 
 
+def sum_costs(pool: Pool) -> tuple[Counter[str], Counter[str]]:
+    """Return the worker seconds spent on each annotation, and the rows they went into, by the first 12 characters of its fingerprint.
+
+    A pass over several operators counts for each in equal parts.
+    """
+    seconds: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
+    for entry in _read_log(pool):
+        for fingerprint in entry["fingerprints"]:
+            seconds[fingerprint] += entry["seconds"] / len(entry["fingerprints"])
+            rows[fingerprint] += entry["rows"]
+    return seconds, rows
+
+
 def _read_log(pool: Pool) -> Iterator[Mapping[str, Any]]:
-    """Yield the notes that say what each operator took; older ones do not."""
+    """Yield the notes in the order they were written."""
     if not pool.exists(LOG_FILE):
         return
     for line in pool.read_bytes(LOG_FILE).decode().splitlines():
         try:
-            entry = json.loads(line)
+            entry: Mapping[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             continue  # the line that a kill cut off; notes on cost are not worth an error
-        if "operator_seconds" in entry:
-            yield entry
+        yield entry
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.annotate import LOG_FILE
+from curate.effort import sum_costs
 from curate.fingerprint import pool_digest
 from curate.store import Pool, ShardHeader
 from schemas.annotation import ERROR_COLUMN, AnnotationHeader
@@ -94,7 +94,7 @@ def _count_outcomes(pool: Pool, headers: Mapping[int, ShardHeader]) -> tuple[int
 
 def _operators(pool: Pool, headers: Mapping[int, ShardHeader]) -> list[OperatorStatus]:
     labels = {(target.operator, target.fingerprint[:12]): label for label, target in pool.labels().items()}
-    seconds = _read_seconds(pool)
+    seconds, _ = sum_costs(pool)
     digest = pool_digest({shard: header.shard_digest for shard, header in headers.items()})
     found = []
     for operator in pool.list_names("annotations"):
@@ -142,21 +142,6 @@ def _num_errors(footer: pq.FileMetaData) -> int:
     position = footer.schema.names.index(ERROR_COLUMN)
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     return sum(group.num_rows - int(group.column(position).statistics.null_count) for group in groups)
-
-
-def _read_seconds(pool: Pool) -> dict[str, float]:
-    """Return the worker seconds spent on each annotation (by the first 12 characters of its fingerprint)."""
-    seconds: Counter[str] = Counter()
-    if not pool.exists(LOG_FILE):
-        return {}
-    for line in pool.read_bytes(LOG_FILE).decode().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that a kill cut off; notes on cost are not worth an error
-        for fingerprint in entry["fingerprints"]:
-            seconds[fingerprint] += entry["seconds"] / len(entry["fingerprints"])
-    return dict(seconds)
 
 
 def _num_rows(pool: Pool, folder: str) -> int:

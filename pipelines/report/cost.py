@@ -1,10 +1,9 @@
 """What was computed and what it cost: worker time, rows and errors by operator, and the size of what they wrote."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 
-from curate.annotate import LOG_FILE
+from curate.effort import sum_costs
 from curate.expression import quote_name
 from curate.store import Pool
 from pipelines.report.facts import Facts
@@ -39,7 +38,7 @@ class Cost:
 
 def measure_cost(facts: Facts) -> Cost:
     """Return what the pool's labels cost, from the log of annotations and the files themselves."""
-    seconds, rows = _read_log(facts.pool)
+    seconds, rows = sum_costs(facts.pool)
     total = sum(seconds.values())
     found = []
     for label, target in facts.catalog.labels.items():
@@ -70,23 +69,6 @@ def measure_cost(facts: Facts) -> Cost:
         download_seconds=_download_seconds(facts.pool),
         pool_bytes=sum(facts.pool.num_bytes(f"shards/{name}") for name in facts.pool.list_names("shards")),
     )
-
-
-def _read_log(pool: Pool) -> tuple[Counter[str], Counter[str]]:
-    """Return worker seconds and measured rows by the first 12 characters of fingerprints."""
-    seconds: Counter[str] = Counter()
-    rows: Counter[str] = Counter()
-    if not pool.exists(LOG_FILE):
-        return seconds, rows
-    for line in pool.read_bytes(LOG_FILE).decode().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that a kill cut off; notes on cost are not worth an error
-        for fingerprint in entry["fingerprints"]:
-            seconds[fingerprint] += entry["seconds"] / len(entry["fingerprints"])
-            rows[fingerprint] += entry["rows"]
-    return seconds, rows
 
 
 def _download_seconds(pool: Pool) -> float:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from curate.annotate import LOG_FILE, annotate, parse_operator
+from curate.annotate import annotate, parse_operator
+from curate.effort import LOG_FILE
 from curate.executor import Executor
 from curate.store import LabelTarget, Pool
 from schemas.annotation import AnnotationHeader

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from curate.annotate import LOG_FILE, annotate
+from curate.annotate import annotate
+from curate.effort import LOG_FILE
 from curate.executor import Executor
 from curate.parse import parse_operator
 from curate.select import Selection, select
