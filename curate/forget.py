@@ -12,8 +12,10 @@ what the files hold now, so one that was killed is finished by any takedown that
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from curate.fetch.ingest import load_plans
 from curate.fingerprint import canonical_json
 from curate.forget_dataset import DatasetFolder, Describe, find_datasets, forget_in_dataset, no_documents
 from curate.forget_files import Change, Eraser, Journal, Left, digest_file
+from curate.forget_hidden import forget_hidden
 from curate.forget_pool import forget_in_annotations, forget_in_plans, forget_in_shard, read_texts
 from curate.forget_selection import forget_in_selection
 from curate.forgotten import Forgotten, add_forgotten, is_in, parse_domain, read_forgotten, url_digest
@@ -45,6 +48,7 @@ _REQUEST_FILE = "request.json"
 _CHANGES = "changes"
 _FORMAT = "winnow-forget-receipt"
 _VERSION = 1
+_REMOTE_READERS = 16
 _ROW_COLUMNS = ("uid", "url", "sha256")
 
 
@@ -164,9 +168,10 @@ def forget(
     known = _read_pending(pool, folder)
     if known:
         found, targets = found.with_rows(known.rows), known.targets | targets
+    now = known.time if known else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     report = ForgetReport(
         asked=asked.to_json(),
-        time=known.time if known else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        time=now,
         rows=found.rows,
         files=(),
         not_done=(),
@@ -179,6 +184,7 @@ def forget(
         _sweep(Work(pool=pool, uids=uids, eraser=Eraser(journal), targets=targets), further, bar)
         return replace(report, files=journal.changes, not_done=journal.left)
     listed = (asked | found.digests).to_json()
+    report = replace(report, receipt=known.receipt if known else _new_receipt(pool, folder, now))
     pool.commit_json(f"{folder}/{_REQUEST_FILE}", {**report.to_dict(), "listed": listed})
     return _run(pool, folder, further, bar)
 
@@ -214,8 +220,8 @@ def _find(pool: Pool, asked: Forgotten, hosts: Sequence[str], datasets: Sequence
             if "sha256" in table.column_names:
                 pictures.update(digest for digest in [table["sha256"][row].as_py()] if digest is not None)
 
-    for shard in pool.shards():
-        look(pool.read_table(pool.shard_parquet(shard), list(_ROW_COLUMNS)), shard)
+    for shard, table in _read_shards(pool, _ROW_COLUMNS):
+        look(table, shard)
     for path in find_plan_files(pool):
         look(pool.read_table(path, ["uid", "url", "sha256"]), None)
     for dataset in datasets:
@@ -231,14 +237,23 @@ def _find_related(pool: Pool, uids: set[str], urls: set[str], pictures: set[str]
     if not urls and not pictures:
         return []
     found = []
-    for shard in pool.shards():
-        table = pool.read_table(pool.shard_parquet(shard), list(_ROW_COLUMNS))
+    for _, table in _read_shards(pool, _ROW_COLUMNS):
         is_same = pc.or_(
             pc.is_in(table["url"], value_set=pa.array(sorted(urls), pa.string())),
             pc.is_in(table["sha256"], value_set=pa.array(sorted(pictures), pa.string())),
         )
         found += [uid for uid in table["uid"].filter(is_same).to_pylist() if uid not in uids]
     return found
+
+
+def _read_shards(pool: Pool, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield every shard with some of its columns; from an object store several are fetched side by side."""
+    shards, num_readers = pool.shards(), 1 if pool.is_local else _REMOTE_READERS
+    with ThreadPoolExecutor(num_readers) as readers:
+        for start in range(0, len(shards), num_readers):
+            some = shards[start : start + num_readers]
+            paths = map(pool.shard_parquet, some)
+            yield from zip(some, readers.map(pool.read_table, paths, repeat(list(columns))), strict=True)
 
 
 def find_plan_files(pool: Pool) -> list[str]:
@@ -264,24 +279,41 @@ def _run(pool: Pool, folder: str, further: Further, progress: Progress) -> Forge
     together = add_forgotten(pool, Forgotten.from_json(listed))
     journal = Journal(pool, f"{folder}/{_CHANGES}")
     _sweep(Work(pool=pool, uids=together.uids, eraser=Eraser(journal), targets=pending.targets), further, progress)
-    receipt = f"{RECEIPTS_FOLDER}/{pending.time.replace(':', '')}-{folder.rpartition('/')[2]}.json"
-    report = replace(pending, files=journal.changes, not_done=journal.left, receipt=receipt)
+    report = replace(pending, files=journal.changes, not_done=journal.left)
     pool.remove_abandoned(RECEIPTS_FOLDER)
     # It says that everything before is done; what is pending is only in the way from here on.
-    pool.commit_json(receipt, report.to_dict())
-    journal.close()
-    pool.remove_abandoned(folder)
-    pool.remove(f"{folder}/{_REQUEST_FILE}")
+    pool.commit_json(report.receipt, report.to_dict())
+    _close(pool, folder, journal)
     return report
 
 
+def _close(pool: Pool, folder: str, journal: Journal) -> None:
+    """Remove a request that has its receipt, after the notes that went into it."""
+    journal.close()
+    pool.remove_abandoned(folder)
+    pool.remove(f"{folder}/{_REQUEST_FILE}")
+
+
 def _finish_pending(pool: Pool, asked: Forgotten, further: Further, progress: Progress) -> None:
-    """Finish what other requests left when they were killed."""
+    """Finish what other requests left when they were killed, and remove what is left of any that has its receipt."""
     own = _pending_folder(asked)
     for name in pool.list_names(PENDING_FOLDER):
         folder = f"{PENDING_FOLDER}/{name}"
-        if folder != own and pool.exists(f"{folder}/{_REQUEST_FILE}"):
+        pending = _read_pending(pool, folder)
+        if pending is None:
+            continue
+        if pool.exists(pending.receipt):
+            # Killed while its notes were removed: a receipt made of the others would say less than the one that is there.
+            _close(pool, folder, Journal(pool, f"{folder}/{_CHANGES}"))
+        elif folder != own:
             _run(pool, folder, further, progress)
+
+
+def _new_receipt(pool: Pool, folder: str, now: str) -> str:
+    """Return the path of a receipt that is not there yet: a request may be made twice within a second."""
+    stem = f"{RECEIPTS_FOLDER}/{now.replace(':', '')}-{folder.rpartition('/')[2]}"
+    names = chain([f"{stem}.json"], (f"{stem}-{number}.json" for number in count(2)))
+    return next(name for name in names if not pool.exists(name))
 
 
 def _read_pending(pool: Pool, folder: str) -> ForgetReport | None:
@@ -297,6 +329,7 @@ def _read_pending(pool: Pool, folder: str) -> ForgetReport | None:
         not_done=(),
         related=content["related"],
         targets=ForgetTargets(**{name: tuple(values) for name, values in content["targets"].items()}),
+        receipt=content["receipt"],
     )
 
 
@@ -307,7 +340,7 @@ def _pending_folder(asked: Forgotten) -> str:
 def _sweep(work: Work, further: Further, progress: Progress) -> None:
     """Remove every sample of `work.uids` from every place; what holds none of them any more is left as it is."""
     pool = work.pool
-    shards = [shard for shard in pool.shards() if _holds_any(pool, shard, work.uids)]
+    shards = [shard for shard, table in _read_shards(pool, ["uid"]) if is_in(table["uid"], work.uids).any()]
     progress.start("forget", len(shards) + 1, "shards")
     try:
         if not work.eraser.is_dry:
@@ -330,6 +363,7 @@ def _sweep(work: Work, further: Further, progress: Progress) -> None:
         _name_lists(work, set(shards))
         for step in further.steps:
             step(work)
+        forget_hidden(work.eraser, [pool.root, *work.targets.datasets, *work.targets.exports])
         progress.advance(1)
     finally:
         progress.close()
@@ -346,10 +380,6 @@ def _remove_abandoned(work: Work) -> None:
         pool.remove_abandoned(folder)
     for dataset in find_datasets(work.targets.datasets):
         dataset.store.remove_abandoned("")
-
-
-def _holds_any(pool: Pool, shard: int, uids: frozenset[str]) -> bool:
-    return bool(is_in(pool.read_table(pool.shard_parquet(shard), ["uid"])["uid"], uids).any())
 
 
 def _forget_answers(work: Work, shards: Sequence[int]) -> None:

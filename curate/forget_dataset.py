@@ -119,7 +119,8 @@ def _write_documents(
 def _find_below(store: Store) -> list[str]:
     if store.is_local:
         return sorted(str(path.parent) for path in Path(store.root).rglob(INDEX_FILE))
-    return [store.locate(name) for name in store.list_names("") if store.exists(f"{name}/{INDEX_FILE}")]
+    paths = [str(path) for path in store.filesystem.find(store.root) if path.endswith(f"/{INDEX_FILE}")]
+    return [str(store.filesystem.unstrip_protocol(path)).removesuffix(f"/{INDEX_FILE}") for path in sorted(paths)]
 
 
 def _forget_in_shard(

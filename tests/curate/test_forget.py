@@ -427,6 +427,30 @@ def test_a_kill_at_any_instant_is_finished_by_the_next_run(original: Scene, scen
     assert num_commits > 30
 
 
+def test_a_receipt_stays_as_it_is_when_its_notes_are_half_removed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+
+    def remove(pool: Pool, path: str) -> None:
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        Path(pool.locate(path)).unlink()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pool, "remove", remove)
+        forget(scene)
+    (name,) = scene.pool.list_names("forgotten/receipts")
+    receipt = scene.pool.read_bytes(f"forgotten/receipts/{name}")
+    again = forget(scene)
+    assert (again.rows, again.files) == ([], [])
+    assert len(scene.pool.list_names("forgotten/receipts")) == 2
+    assert scene.pool.read_bytes(f"forgotten/receipts/{name}") == receipt
+    assert [entry for entry in json.loads(receipt)["files"] if UID in entry["uids"]]
+    assert not [path for path in Path(scene.pool.locate("forgotten/pending")).rglob("*") if path.is_file()]
+
+
 def _killed(scene: Scene, instant: int) -> bool:
     """Run a takedown in a process that kills itself at the so-many-th rename; False where it ended before."""
     context = multiprocessing.get_context("forkserver")
