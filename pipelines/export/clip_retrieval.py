@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from curate.executor import Executor
 from curate.store import Store
-from pipelines.export.annotation import find_embedding, read_schemas, require_complete
+from pipelines.export.annotation import find_embeddings, read_schemas, require_complete
 from pipelines.export.source import SelectionSource
 from pipelines.export.target import DigestingFile, ExportReport, Files, Part, Target, split_evenly, write_file
 from schemas.errors import InputError, MissingColumnsError
@@ -55,12 +55,7 @@ def export(
     `image_embedding` and `text_embedding` are `label.column`; empty where the pool has one of each. `caption` is the text that the text
     embedding is of. Samples without both embeddings are left out and counted.
     """
-    image = find_embedding(
-        source, "image_embedding", image_embedding, operator="clip_embedding", flag="--image-embedding"
-    )
-    text = find_embedding(
-        source, "text_embedding", text_embedding, operator="clip_text_embedding", flag="--text-embedding"
-    )
+    image, text = find_embeddings(source, image_embedding, text_embedding)
     columns = {"image_embedding": image, "text_embedding": text, **_METADATA, "caption": _find_caption(source, caption)}
     used = [source.labels[name.rpartition(".")[0]].fingerprint for name in columns.values() if "." in name]
     target = Target(

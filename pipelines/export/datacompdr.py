@@ -19,7 +19,7 @@ import numpy.typing as npt
 from curate import images
 from curate.executor import Executor
 from curate.store import Store
-from pipelines.export.annotation import find_embedding, read_schemas, require_complete
+from pipelines.export.annotation import find_embeddings, read_schemas, require_complete
 from pipelines.export.source import DatasetSource, SelectionSource
 from pipelines.export.target import ExportReport, Part, Target, split_evenly
 from pipelines.export.tars import Members, Sample, TarPlan, plan_tars, tar_name, write_tar
@@ -48,12 +48,7 @@ def export(
     `synthetic` maps a caption column (`recap.recaption`) to the column of its text embedding. Samples that lack an embedding are left out
     and counted.
     """
-    image = find_embedding(
-        selection, "image_embedding", image_embedding, operator="clip_embedding", flag="--image-embedding"
-    )
-    text = find_embedding(
-        selection, "text_embedding", text_embedding, operator="clip_text_embedding", flag="--text-embedding"
-    )
+    image, text = find_embeddings(selection, image_embedding, text_embedding)
     _check_synthetic(source, selection, synthetic)
     columns = {"image": image, "text": text, **{f"synthetic {n}": name for n, name in enumerate(synthetic.values())}}
     used = [selection.labels[name.rpartition(".")[0]].fingerprint for name in columns.values()]
