@@ -94,7 +94,7 @@ def _score_columns(source: SelectionSource, columns: Sequence[str], taken: Mappi
         label, _, column = name.rpartition(".")
         if label not in schemas or column not in schemas[label].names:
             raise InputError(
-                f"--columns names {name!r}, which {source.pool.root} does not have; "
+                f"--column names {name!r}, which {source.pool.root} does not have; "
                 f"`winnow sql --pool {source.pool.root} 'DESCRIBE pool'` lists every column"
             )
     return [name for name in columns if name not in taken.values()]

@@ -137,7 +137,7 @@ def test_scores_are_those_that_the_rules_read_or_those_named(ray_session: Execut
     own = ["uid", "shared_weight", "url", "sha256", "caption"]
     assert run("all") == [*own, "b32_clip_score"]
     assert run("named", columns=("words.caption_num_words",)) == [*own, "words_caption_num_words"]
-    with pytest.raises(InputError, match=r"--columns names 'words\.nothing', which"):
+    with pytest.raises(InputError, match=r"--column names 'words\.nothing', which"):
         run("none", columns=("words.nothing",))
     target = pool.labels()["b32"]
     pool.remove(pool.annotation_path(target.operator, target.fingerprint, 1))
