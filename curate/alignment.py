@@ -143,6 +143,16 @@ def read_headers(pool: Pool, paths: Sequence[str]) -> list[AnnotationHeader | No
     return found
 
 
+def lacking_shards(pool: Pool, target: LabelTarget, headers: Mapping[int, ShardHeader]) -> list[int]:
+    """Return the shards of a pool (all its `headers`) without a current annotation, whether it follows the whole pool or not."""
+    lacking = pool.missing(target.operator, target.fingerprint, headers)
+    if lacking:  # an annotation that follows the whole pool says of which one it is
+        digest = pool_digest({shard: header.shard_digest for shard, header in headers.items()})
+        left = {shard: headers[shard] for shard in lacking}
+        lacking = pool.missing(target.operator, target.fingerprint, left, digest)
+    return lacking
+
+
 def annotate_command(pool: Pool, label: str, target: LabelTarget, parameters: Mapping[str, object]) -> str:
     """Return the command that completes an annotation; `...` stands for what its files do not tell, such as a model's folder."""
     values: dict[str, str] = {}

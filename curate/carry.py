@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from curate.alignment import annotate_command
-from curate.fingerprint import pool_digest
+from curate.alignment import annotate_command, lacking_shards
 from curate.store import LabelTarget, Pool
 from schemas.dataset import SIDECAR_COLUMNS
 from schemas.errors import InputError, MissingColumnsError
@@ -42,12 +41,7 @@ def _find_annotation(pool: Pool, name: str, labels: Mapping[str, LabelTarget]) -
         )
     target = known[label]
     shards = {shard: pool.shard_header(shard) for shard in pool.shards()}
-    missing = pool.missing(target.operator, target.fingerprint, shards)
-    if missing:
-        # An annotation that follows the whole pool says of which one it is.
-        digest = pool_digest({shard: header.shard_digest for shard, header in shards.items()})
-        left = {shard: shards[shard] for shard in missing}
-        missing = pool.missing(target.operator, target.fingerprint, left, digest)
+    missing = lacking_shards(pool, target, shards)
     for shard in shards:
         if shard not in missing:
             path = pool.annotation_path(target.operator, target.fingerprint, shard)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.alignment import annotate_command
-from curate.fingerprint import pool_digest
+from curate.alignment import annotate_command, lacking_shards
 from curate.store import LabelTarget, Pool
 from pipelines.export.source import SelectionSource
 from schemas.annotation import AnnotationHeader
@@ -41,10 +40,7 @@ def require_complete(source: SelectionSource, label: str) -> None:
     """Raise `MissingColumnsError`, with the command that completes it, unless every shard has a current annotation of the label."""
     pool, target = source.pool, source.labels[label]
     shards = {shard: pool.shard_header(shard) for shard in pool.shards()}
-    missing = pool.missing(target.operator, target.fingerprint, shards)
-    if missing:  # a pool-wide operator's files say which pool they saw
-        digest = pool_digest({shard: header.shard_digest for shard, header in shards.items()})
-        missing = min(missing, pool.missing(target.operator, target.fingerprint, shards, digest), key=len)
+    missing = lacking_shards(pool, target, shards)
     if missing:
         command = annotate_command(pool, label, target, read_parameters(pool, target))
         raise MissingColumnsError(
