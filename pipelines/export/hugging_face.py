@@ -8,7 +8,7 @@ import yaml
 
 from curate.executor import Executor
 from pipelines.card import describe_dataset, read_facts
-from pipelines.export.parquet import IMAGE_TYPE, make_schema, write_parquet
+from pipelines.export.parquet import IMAGE_TYPE, make_schema, name_type, write_parquet
 from pipelines.export.source import DatasetSource
 from pipelines.export.target import ExportReport, Target
 from schemas.progress import Progress
@@ -23,8 +23,10 @@ _SIZES = (
     (100_000, "10K<n<100K"),
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
+    (10_000_000_000, "1B<n<10B"),
 )
-_MORE = ((100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"), (10_000_000_000, "1B<n<10B"))
 
 
 def export(
@@ -47,7 +49,7 @@ def _front_matter(source: DatasetSource, schema: pa.Schema, results: Sequence[Ma
     download = sum(int(entry["bytes"]) for result in results for entry in result["files"].values())
     features = [{"name": field.name, **_feature(field.type)} for field in schema]
     split = {"name": "train", "num_bytes": num_bytes, "num_examples": source.num_samples}
-    size = next((name for most, name in (*_SIZES, *_MORE) if source.num_samples < most), "10B<n<100B")
+    size = next((name for most, name in _SIZES if source.num_samples < most), "10B<n<100B")
     return {
         "pretty_name": source.name,
         "task_categories": ["image-to-text", "text-to-image", "zero-shot-image-classification"],
@@ -68,5 +70,4 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
     if pa.types.is_list(kind):
         inner = _feature(kind.value_type)
         return {"sequence": inner.get("dtype", inner)}
-    names = {pa.float64(): "float64", pa.float32(): "float32", pa.float16(): "float16"}
-    return {"dtype": names.get(kind, str(kind))}
+    return {"dtype": name_type(kind)}

@@ -68,11 +68,16 @@ def describe_feature(field: pa.Field) -> dict[str, object]:
     return _describe(field.type)
 
 
+def name_type(kind: pa.DataType) -> str:
+    """Return what `datasets` calls a type of numbers or texts."""
+    names = {pa.float64(): "float64", pa.float32(): "float32", pa.float16(): "float16"}
+    return names.get(kind, str(kind))
+
+
 def _describe(kind: pa.DataType) -> dict[str, object]:
     if pa.types.is_list(kind):
         return {"feature": _describe(kind.value_type), "_type": "Sequence"}
-    names = {pa.string(): "string", pa.float64(): "float64", pa.float32(): "float32", pa.float16(): "float16"}
-    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
+    return {"dtype": name_type(kind), "_type": "Value"}
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
