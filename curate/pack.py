@@ -6,11 +6,8 @@ Everything here is a function of a plan and a range of the selection, so a unit 
 import hashlib
 import itertools
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -305,7 +302,8 @@ def _read_samples(plan: PackPlan, unit: PackUnit) -> Iterator[tuple[Iterator[_Sa
     for start, stop in itertools.pairwise(starts):
         if start < stop:
             part = selected.slice(start, stop - start)
-            with _open_tar(plan.pool, int(shards[start])) as tar:
+            header = plan.pool.shard_header(int(shards[start]))
+            with plan.pool.open_seekable(plan.pool.shard_tar(header)) as tar:
                 yield _read_shard(plan, part, tar), tar, _read_columns(plan, part)
 
 
@@ -412,19 +410,6 @@ def _read_boxes(plan: PackPlan, shard: int, table: pa.Table, places: npt.NDArray
                 f"{plan.blur} IS NOT NULL"
             )
     return [found for found in boxes if found is not None]
-
-
-@contextmanager
-def _open_tar(pool: Pool, shard: int) -> Iterator[BinaryIO]:
-    path = pool.shard_tar(pool.shard_header(shard))
-    with pool.open(path) as file:
-        if pool.is_local and "://" not in path:
-            yield file
-            return
-        # Jumping from header to header costs a request each over a network: fetch the whole once, in large pieces.
-        with tempfile.TemporaryFile() as local:
-            shutil.copyfileobj(file, local, _REMOTE_BYTES)
-            yield local
 
 
 def index_members(tar: BinaryIO) -> dict[str, dict[str, tuple[Member, str]]]:

@@ -4,8 +4,6 @@ Where one chunk ends and the next begins follows from the shard alone, never fro
 every time, so that a run that was interrupted ends with the same bytes as one that was not.
 """
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +34,6 @@ _BLOCK_ROWS = 16 * CHUNK_ROWS
 # What a picture is taken to need where the shard does not say (an import that did not look): 4 megapixels.
 _UNKNOWN_BYTES = 12 << 20
 _OWN_COLUMNS = ("uid", "key", "status", "error_message", "width", "height")
-_REMOTE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +213,8 @@ def _open_tar(pool: Pool, header: ShardHeader, is_needed: bool) -> Iterator[_Tar
     if not is_needed:
         yield None
         return
-    path = pool.shard_tar(header)
-    with pool.open(path) as file:
-        if pool.is_local and "://" not in path:
-            yield _Tar(file)
-            return
-        # An index jumps from header to header, which over a network costs a request each: fetch the whole once, in large pieces.
-        with tempfile.TemporaryFile() as local:
-            shutil.copyfileobj(file, local, _REMOTE_BYTES)
-            yield _Tar(local)
+    with pool.open_seekable(pool.shard_tar(header)) as file:
+        yield _Tar(file)
 
 
 def _index_images(file: BinaryIO) -> dict[str, Member]:

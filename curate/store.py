@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -35,6 +36,7 @@ _ABANDONED_SECONDS = 24 * 3600
 # Compressed enough for object stores, fast enough to be invisible beside a decode; part of the bytes, so never read from the environment.
 _COMPRESSION = "zstd"
 _ROW_GROUP_ROWS = 65_536
+_REMOTE_BYTES = 8 << 20
 
 
 class Store:
@@ -98,6 +100,17 @@ class Store:
         if "://" in path:
             return cast(BinaryIO, fsspec.open(path, "rb").open())
         return cast(BinaryIO, self._fs.open(self._full(path), "rb"))
+
+    @contextmanager
+    def open_seekable(self, path: str) -> Iterator[BinaryIO]:
+        """Open a file to jump about in; one behind a network is fetched whole, in large pieces, for each jump would cost a request."""
+        with self.open(path) as file:
+            if self.is_local and "://" not in path:
+                yield file
+                return
+            with tempfile.TemporaryFile() as local:
+                shutil.copyfileobj(file, local, _REMOTE_BYTES)
+                yield local
 
     def read_bytes(self, path: str) -> bytes:
         """Return a whole file."""

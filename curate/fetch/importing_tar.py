@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -41,7 +38,6 @@ NO_IMAGE = "no image in the tar"
 _TEXT_SUFFIXES = ("txt", "text", "caption")
 _URL_SUFFIXES = ("url", "url.txt")
 _KEPT_SUFFIXES = frozenset(["json", "cls", *_TEXT_SUFFIXES, *_URL_SUFFIXES])
-_REMOTE_BYTES = 8 << 20
 _TRANSPOSED = frozenset([5, 6, 7, 8])
 
 
@@ -58,7 +54,7 @@ def scan_tar(source: Store, path: str, columns: TarColumns) -> pa.Table:
     """Return the rows of a tar: those of the img2dataset Parquet beside it, failures included, or those its members make."""
     table = read_companion(source, path)
     try:
-        with _open(source, path) as file:
+        with source.open_seekable(path) as file:
             members = list(index_tar(file))
             if table is not None:
                 return _rows_of_table(table, members, file, path, columns)
@@ -227,15 +223,3 @@ def _parse_json(data: bytes | None, place: str) -> dict[str, object]:
 def _read(file: BinaryIO, member: Member) -> bytes:
     file.seek(member.offset)
     return file.read(member.size)
-
-
-@contextmanager
-def _open(source: Store, path: str) -> Iterator[BinaryIO]:
-    with source.open(path) as file:
-        if source.is_local:
-            yield file
-            return
-        # Jumping through a tar costs a request each over a network: fetch it once, in large pieces.
-        with tempfile.TemporaryFile() as local:
-            shutil.copyfileobj(file, local, _REMOTE_BYTES)
-            yield local

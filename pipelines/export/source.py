@@ -3,10 +3,8 @@
 import hashlib
 import itertools
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -23,7 +21,6 @@ from schemas.sample import STATUS_SUCCESS, shard_name
 from schemas.selection import SELECTED_FILE, SELECTION_FILE
 
 _BATCH_ROWS = 65_536
-_REMOTE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +74,15 @@ class DatasetSource:
 
     @contextmanager
     def open_tar(self, entry: ShardEntry) -> Iterator[BinaryIO]:
-        """Open a shard's tar, which is fetched whole where it lies behind a network: members would cost a request each."""
-        try:
-            file = self.store.open(entry.tar)
-        except FileNotFoundError as error:
-            raise StaleDatasetError(
-                f"{self.store.locate(entry.tar)} is gone; build the dataset again, without --view to have its tars in its own folder"
-            ) from error
-        with file:
-            if self.store.is_local and "://" not in entry.tar:
-                yield file
-                return
-            with tempfile.TemporaryFile() as local:
-                shutil.copyfileobj(file, local, _REMOTE_BYTES)
-                yield local
+        """Open a shard's tar; raises `StaleDatasetError` where it is gone."""
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.store.open_seekable(entry.tar))
+            except FileNotFoundError as error:
+                raise StaleDatasetError(
+                    f"{self.store.locate(entry.tar)} is gone; build the dataset again, without --view to have its tars in its own folder"
+                ) from error
+            yield file
 
 
 @dataclass(frozen=True, kw_only=True)
