@@ -166,7 +166,8 @@ def read_entry(plan: PackPlan, unit: PackUnit, tar: str) -> ShardEntry | None:
         return None
     data = plan.out.read_bytes(path)
     # A takedown between two attempts moves the rows of a selection, and leaves its identity as it is.
-    if not pq.read_table(pa.BufferReader(data), columns=["uid"])["uid"].equals(_read_selected(plan, unit)["uid"]):
+    selected = read_selected(plan.pool, plan.selection, unit.start, unit.stop)
+    if not pq.read_table(pa.BufferReader(data), columns=["uid"])["uid"].equals(selected["uid"]):
         return None
     return ShardEntry(
         tar=tar,
@@ -181,6 +182,20 @@ def read_entry(plan: PackPlan, unit: PackUnit, tar: str) -> ShardEntry | None:
 def caption_key(column: str) -> str:
     """Return the name of a caption column in KEY.json: `alt_text` is img2dataset's `caption`, and dots are left to file names."""
     return "caption" if column == "alt_text" else column.replace(".", "_")
+
+
+def read_selected(pool: Pool, selection: str, start: int, stop: int) -> pa.Table:
+    """Return the kept rows `start` to `stop` (exclusive) of the selection in a folder of the pool."""
+    with pool.open(f"{selection}/{SELECTED_FILE}") as file:
+        parquet = pq.ParquetFile(file)
+        first, parts = 0, [parquet.schema_arrow.empty_table()]
+        for group in range(parquet.num_row_groups):
+            num_rows = parquet.metadata.row_group(group).num_rows
+            low, high = max(start - first, 0), min(stop - first, num_rows)
+            if low < high:
+                parts.append(parquet.read_row_group(group).slice(low, high - low))
+            first += num_rows
+        return pa.concat_tables(parts)
 
 
 class _HashingFile:
@@ -296,7 +311,7 @@ def _commit_sidecar(
 
 def _read_samples(plan: PackPlan, unit: PackUnit) -> Iterator[tuple[Iterator[_Sample], BinaryIO, pa.Table]]:
     """Yield, pool shard by pool shard, the unit's samples with the open tar that holds them and the columns carried along."""
-    selected = _read_selected(plan, unit)
+    selected = read_selected(plan.pool, plan.selection, unit.start, unit.stop)
     shards = selected["shard"].to_numpy()
     starts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
     for start, stop in itertools.pairwise(starts):
@@ -305,19 +320,6 @@ def _read_samples(plan: PackPlan, unit: PackUnit) -> Iterator[tuple[Iterator[_Sa
             header = plan.pool.shard_header(int(shards[start]))
             with plan.pool.open_seekable(plan.pool.shard_tar(header)) as tar:
                 yield _read_shard(plan, part, tar), tar, _read_columns(plan, part)
-
-
-def _read_selected(plan: PackPlan, unit: PackUnit) -> pa.Table:
-    with plan.pool.open(f"{plan.selection}/{SELECTED_FILE}") as file:
-        parquet = pq.ParquetFile(file)
-        first, parts = 0, []
-        for group in range(parquet.num_row_groups):
-            num_rows = parquet.metadata.row_group(group).num_rows
-            start, stop = max(unit.start - first, 0), min(unit.stop - first, num_rows)
-            if start < stop:
-                parts.append(parquet.read_row_group(group).slice(start, stop - start))
-            first += num_rows
-        return pa.concat_tables(parts)
 
 
 def _read_shard(plan: PackPlan, selected: pa.Table, tar: BinaryIO) -> Iterator[_Sample]:

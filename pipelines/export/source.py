@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.build import find_selection
-from curate.pack import caption_key
+from curate.pack import caption_key, read_selected
 from curate.store import LabelTarget, Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
 from schemas.errors import InputError, StaleDatasetError
@@ -119,26 +119,13 @@ class SelectionSource:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=["uid", "weight"]):
                 yield batch.column("uid").to_pylist(), batch.column("weight").to_numpy()
 
-    def selected(self, start: int, stop: int) -> pa.Table:
-        """Return the rows `start` to `stop` of selected.parquet."""
-        with self.pool.open(f"{self.folder}/{SELECTED_FILE}") as file:
-            parquet = pq.ParquetFile(file)
-            first, parts = 0, [parquet.schema_arrow.empty_table()]
-            for group in range(parquet.num_row_groups):
-                num_rows = parquet.metadata.row_group(group).num_rows
-                low, high = max(start - first, 0), min(stop - first, num_rows)
-                if low < high:
-                    parts.append(parquet.read_row_group(group).slice(low, high - low))
-                first += num_rows
-            return pa.concat_tables(parts)
-
     def read(self, start: int, stop: int, columns: Mapping[str, str]) -> pa.Table:
         """Return columns of the pool for the rows `start` to `stop` of the selection, with `uid` and `weight` first.
 
         `columns` maps a name to a column of the shards' Parquet, by its name there, or to `label.column`. Raises `StaleDatasetError`
         where a row is no longer the sample that was selected.
         """
-        selected = self.selected(start, stop)
+        selected = read_selected(self.pool, self.folder, start, stop)
         shards = selected["shard"].to_numpy()
         bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
         parts = [
