@@ -36,6 +36,22 @@ def test_files_come_back(store: Store) -> None:
     assert not store.exists("a/b.bin")
 
 
+def test_a_file_can_be_jumped_about_in(store: Store) -> None:
+    store.commit_bytes("a.bin", b"0123456789")
+    with store.open_seekable("a.bin") as file:
+        assert file.seek(0, 2) == 10
+        file.seek(4)
+        assert file.read(2) == b"45"
+
+
+def test_a_selection_is_there_once_its_last_file_is(store: Store) -> None:
+    pool = Pool(store.root)
+    assert pool.selections() == []
+    for path in ("b/selection.json", "a/selection.json", "c/ledger.parquet"):
+        pool.commit_bytes(f"selections/{path}", b"{}")
+    assert pool.selections() == ["selections/a", "selections/b"]
+
+
 def test_tables_keep_their_metadata_and_their_bytes(store: Store) -> None:
     table = pa.table({"x": [1, None, 3], "s": ["a", "b", None]}).replace_schema_metadata({"winnow.k": "v"})
     store.commit_table("t.parquet", table)
