@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from curate import images
 from curate.blur import blur_boxes
 from curate.store import LabelTarget, Pool, Store
-from curate.tar import Member, TarWriter, index_tar
+from curate.tar import Member, TarWriter, index_tar, split_name
 from schemas.dataset import SIDECAR_COLUMNS, ShardEntry
 from schemas.errors import StaleDatasetError
 from schemas.sample import IMAGE_SUFFIXES, STATUS_SUCCESS, sample_key, shard_name
@@ -418,11 +418,9 @@ def index_members(tar: BinaryIO) -> dict[str, dict[str, tuple[Member, str]]]:
     """Return the members by key (with its folder and without) and kind: image, json, txt; the first of each counts."""
     found: dict[str, dict[str, tuple[Member, str]]] = {}
     for member in index_tar(tar):
-        folder, slash, name = member.name.rpartition("/")
-        base, _, suffix = name.partition(".")
-        suffix = suffix.lower()
+        keys, suffix = split_name(member.name)
         kind = "image" if suffix in IMAGE_SUFFIXES else suffix
         if kind in ("image", "json", "txt"):
-            for key in {base, f"{folder}/{base}" if slash else base}:
+            for key in keys:
                 found.setdefault(key, {}).setdefault(kind, (member, suffix))
     return found

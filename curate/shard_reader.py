@@ -18,7 +18,7 @@ from curate.columns import Input
 from curate.luma import make_column, to_luma
 from curate.operator import IMAGE_LUMA_TYPE, IMAGE_TYPE
 from curate.store import Pool, ShardHeader
-from curate.tar import Member, index_tar
+from curate.tar import Member, index_tar, split_name
 from schemas.sample import IMAGE_SUFFIXES, STATUS_SUCCESS
 
 CHUNK_ROWS = 256
@@ -179,12 +179,25 @@ def plan_chunks(table: pa.Table) -> Iterator[tuple[int, int]]:
         yield start, table.num_rows
 
 
+def index_images(file: BinaryIO) -> dict[str, Member]:
+    """Return the image members of an open tar by key, with their folder and without; the first of a key counts."""
+    members: dict[str, Member] = {}
+    for member in index_tar(file):
+        if not member.name.lower().endswith(IMAGE_SUFFIXES):  # most members are texts
+            continue
+        keys, suffix = split_name(member.name)
+        if suffix in IMAGE_SUFFIXES:
+            for key in keys:
+                members.setdefault(key, member)
+    return members
+
+
 class _Tar:
     """The image members of an open tar by key."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._members = _index_images(file)
+        self._members = index_images(file)
 
     def read(self, member: Member) -> bytes:
         """Return a file."""
@@ -215,18 +228,3 @@ def _open_tar(pool: Pool, header: ShardHeader, is_needed: bool) -> Iterator[_Tar
         return
     with pool.open_seekable(pool.shard_tar(header)) as file:
         yield _Tar(file)
-
-
-def _index_images(file: BinaryIO) -> dict[str, Member]:
-    """Return image members by key: the name up to its first dot, with its folder and without; the first of a key counts."""
-    members: dict[str, Member] = {}
-    for member in index_tar(file):
-        if not member.name.lower().endswith(IMAGE_SUFFIXES):  # most members are texts
-            continue
-        folder, slash, name = member.name.rpartition("/")
-        base, _, suffix = name.partition(".")
-        if suffix.lower() in IMAGE_SUFFIXES:
-            members.setdefault(base, member)
-            if slash:
-                members.setdefault(f"{folder}/{base}", member)
-    return members

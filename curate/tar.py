@@ -38,6 +38,16 @@ class Member:
     size: int
 
 
+def split_name(name: str) -> tuple[tuple[str, ...], str]:
+    """Return the keys that a member's sample may be called by, without its folder first, and the member's suffix in lower case.
+
+    As webdataset splits names: a key ends, and the suffix begins, at the first dot after the folder.
+    """
+    folder, slash, file = name.rpartition("/")
+    base, _, suffix = file.partition(".")
+    return (base, f"{folder}/{base}") if slash else (base,), suffix.lower()
+
+
 class TarWriter:
     """Writes members to `file` in the order given; the same members give the same bytes. `close` ends the archive."""
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from curate.catalog import Catalog
 from curate.images import ImageError, decode
+from curate.shard_reader import index_images
 from curate.store import Pool
-from curate.tar import index_tar
 from schemas.errors import InputError
 from schemas.sample import STATUS_SUCCESS
 
@@ -139,16 +139,11 @@ def _read_files(examples: Iterable[Example]) -> Mapping[tuple[str, int, str], by
     for (root, shard), keys in wanted.items():
         pool = pools[root]
         with pool.open(pool.shard_tar(pool.shard_header(shard))) as file:
-            members = [member for member in index_tar(file) if _is_image(member.name, keys)]
-            for member in members:
-                file.seek(member.offset)
-                files[root, shard, member.name.split(".")[0]] = file.read(member.size)
+            for key, member in index_images(file).items():
+                if key in keys:
+                    file.seek(member.offset)
+                    files[root, shard, key] = file.read(member.size)
     return files
-
-
-def _is_image(name: str, keys: set[str]) -> bool:
-    key, _, suffix = name.partition(".")
-    return key in keys and suffix not in {"json", "txt"}
 
 
 def _tile(data: bytes) -> Image.Image:

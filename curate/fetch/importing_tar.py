@@ -24,7 +24,7 @@ from curate.fetch.importing_rows import (
 )
 from curate.images import ImageError, probe
 from curate.store import Store
-from curate.tar import Member, index_tar
+from curate.tar import Member, index_tar, split_name
 from schemas.errors import InputError
 from schemas.sample import (
     FETCH_COLUMNS,
@@ -146,10 +146,9 @@ def _samples(members: Sequence[Member]) -> Iterator[tuple[str, dict[str, Member]
 
 
 def _split(member: Member) -> tuple[str, str, Member]:
-    """Return (key, suffix, member): as webdataset splits, the key keeps its folders and ends at the first dot of the name."""
-    folder, slash, name = member.name.rpartition("/")
-    base, _, suffix = name.partition(".")
-    return f"{folder}{slash}{base}", suffix.lower(), member
+    """Return (key, suffix, member); the key keeps its folders."""
+    keys, suffix = split_name(member.name)
+    return keys[-1], suffix, member
 
 
 def _fields(

@@ -16,7 +16,7 @@ import numpy as np
 
 from curate.images import ImageError, decode, encode
 from curate.store import Pool, ShardHeader
-from curate.tar import BLOCK, index_tar
+from curate.tar import BLOCK, index_tar, split_name
 from schemas.errors import StaleDatasetError
 from schemas.sample import IMAGE_SUFFIXES
 from train.reader import ImageReader, TarFile
@@ -173,10 +173,8 @@ def sniff(data: bytes) -> str:
 
 
 def _add(members: dict[str, tuple[int, int]], name: str, offset: int, size: int) -> None:
-    """Note a member by its key as the shard reader does: the name up to its first dot, with its folder and without; the first counts."""
-    folder, slash, file = name.rpartition("/")
-    base, _, suffix = file.partition(".")
-    if suffix.lower() in IMAGE_SUFFIXES:
-        members.setdefault(base, (offset, size))
-        if slash:
-            members.setdefault(f"{folder}/{base}", (offset, size))
+    """Note an image member by its keys, as the shard reader does; the first of a key counts."""
+    keys, suffix = split_name(name)
+    if suffix in IMAGE_SUFFIXES:
+        for key in keys:
+            members.setdefault(key, (offset, size))

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from curate.images import OVERSAMPLING, ImageError, decode, encode, resize
+from curate.shard_reader import index_images
 from curate.store import Pool
-from curate.tar import Member, index_tar
 from pipelines.page.words import value as format_value
 from pipelines.report.facts import FACTS, MAX_RULES, Facts
-from schemas.sample import IMAGE_SUFFIXES
 
 _FORMAT = "webp"
 # Texts in the page are cut off here; `winnow why` has the whole of them.
@@ -131,19 +130,10 @@ def _read_files(pool: Pool, tar: str, keys: set[str]) -> dict[str, bytes]:
         return {}
     files = {}
     with pool.open(tar) as file:
-        members: dict[str, Member] = {}
-        for member in index_tar(file):
-            folder, slash, name = member.name.rpartition("/")
-            base, _, suffix = name.partition(".")
-            if suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            # An imported tar may have its samples in folders, and its keys with them or without.
-            for key in (base, f"{folder}{slash}{base}"):
-                if key in keys:
-                    members.setdefault(key, member)
-        for key, member in members.items():
-            file.seek(member.offset)
-            files[key] = file.read(member.size)
+        for key, member in index_images(file).items():
+            if key in keys:
+                file.seek(member.offset)
+                files[key] = file.read(member.size)
     return files
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.tar import MAX_NAME_BYTES, RECORD, TarWriter, index_tar
+from curate.tar import MAX_NAME_BYTES, RECORD, TarWriter, index_tar, split_name
 
 FILES = [("000000.jpg", b"\xff\xd8picture"), ("000000.json", b"{}"), ("000000.txt", b""), ("b.bin", bytes(5000))]
 
@@ -32,6 +32,18 @@ def test_the_standard_library_reads_it() -> None:
             (0, 0o444, 0, 0, "bigdata", "bigdata")
         }
     assert len(data) % RECORD == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.JPG", (("a",), "jpg")),
+        ("folder.d/a.url.txt", (("a", "folder.d/a"), "url.txt")),
+        ("/a", (("a", "/a"), "")),
+    ],
+)
+def test_names_are_split_as_webdataset_splits_them(name: str, found: tuple[tuple[str, ...], str]) -> None:
+    assert split_name(name) == found
 
 
 @given(
