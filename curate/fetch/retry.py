@@ -8,7 +8,6 @@ fetched once more.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -119,12 +118,6 @@ def _rewrite(
         stored.close()
 
 
-@dataclass
-class _Place:
-    offset: int
-    size: int
-
-
 class _StoredImages:
     """The images of a shard's tar by row."""
 
@@ -132,17 +125,15 @@ class _StoredImages:
         self._file = pool.open(f"shards/{shard_name(shard)}.tar")
         self._keys = table["key"].to_pylist()
         ending = f".{suffix}"
-        self._places = {
-            member.name.removesuffix(ending): _Place(member.offset, member.size)
-            for member in index_tar(self._file)
-            if member.name.endswith(ending)
+        self._members = {
+            member.name.removesuffix(ending): member for member in index_tar(self._file) if member.name.endswith(ending)
         }
 
     def get(self, row: int) -> bytes:
         """Return the stored image of a row."""
-        place = self._places[self._keys[row]]
-        self._file.seek(place.offset)
-        return self._file.read(place.size)
+        member = self._members[self._keys[row]]
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
 
     def close(self) -> None:
         """Close the tar."""

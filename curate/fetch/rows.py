@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -128,7 +128,7 @@ class RowFetch:
         if self._num_left <= self._config.connections:
             self.on_ending()
 
-    def _finish(self, row: int, result: Transformed, trail: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    def _finish(self, row: int, result: Transformed, trail: Collection[str] = ()) -> None:
         self._fetched[row] = Fetched(result, frozenset(trail))
         self._report(result)
 
