@@ -75,11 +75,6 @@ def square_patches(images: torch.Tensor, patch_size: int) -> tuple[torch.Tensor,
     return parts.permute(0, 2, 4, 3, 5, 1).reshape(len(images), side * side, -1), grids
 
 
-def padding_share(lengths: Sequence[int], row_length: int) -> float:
-    """Return the share of the tokens of packed rows that are padding."""
-    return 1 - sum(lengths) / (len(pack_rows(lengths, row_length)) * row_length)
-
-
 def check_native(requests: Sequence[Request], *, is_compiled: bool) -> None:
     """Raise where a loss or a setting asks for what pictures of their own aspect cannot give."""
     asked = tower_requests(requests)

@@ -12,7 +12,6 @@ from typing import Any
 
 # Why an answer ended: of itself or at a stop text, at `max_new_tokens`, or not at all.
 STOP, LENGTH, ERROR = "stop", "length", "error"
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

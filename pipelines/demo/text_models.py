@@ -44,7 +44,6 @@ EXAMPLES_FILE = "examples.json"
 
 # Scenes below these numbers belong to the web and to the held-back sets.
 _SCENES = 50_000_000
-_PROBE_SCENES = 60_000_000
 _PAD, _BEGIN, _END = "<pad>", "<s>", "</s>"
 _PAD_ID, _BEGIN_ID, _END_ID = range(3)
 _VOCABULARY = 768

@@ -19,7 +19,7 @@ from train.index import Dataset
 from train.loader import Loader, LoaderConfig
 from train.metrics import read_metrics
 from train.model import load_model
-from train.packing import check_native, encode_packed, grid_key, pack_rows, padding_share, square_patches
+from train.packing import check_native, encode_packed, grid_key, pack_rows, square_patches
 from train.request import Patches, Text, View
 from train.trainer import train
 
@@ -37,7 +37,6 @@ def test_rows_hold_everything_once(lengths: list[int], row_length: int) -> None:
     assert max(sums) <= row_length
     # Of any two rows, one could not have taken the other's share: more than half of all tokens but the last row's are filled.
     assert all(one + other > row_length for number, one in enumerate(sums) for other in sums[number + 1 :])
-    assert padding_share(lengths, row_length) == pytest.approx(1 - sum(lengths) / (len(rows) * row_length))
 
 
 @pytest.fixture
