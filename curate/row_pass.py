@@ -53,9 +53,8 @@ class ShardReport:
     num_rows: int
     seconds: float
     num_errors: dict[str, int]
-    spent: dict[
-        str, float
-    ]  # seconds in each operator, by fingerprint, loading left out; what else took time is reading and decoding
+    # Seconds in each operator, by fingerprint, loading left out; what else took time is reading and decoding.
+    spent: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

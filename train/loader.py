@@ -87,9 +87,8 @@ class Batch:
     # With `patch_size`: (rows, views, most patches, patch * patch * 3), zeros after a picture's own.
     pictures: "torch.Tensor"
     grids: "torch.Tensor | None" = None  # with `patch_size`: int32 (rows, views, 2), rows and columns of patches
-    captions: list[
-        list[str]
-    ]  # of each sample, the texts that the configuration asks for, one after the other; "" where there is none
+    # Of each sample, the texts that the configuration asks for, one after the other; "" where there is none.
+    captions: list[list[str]]
     uids: list[str]
     indices: Indices  # rows of the dataset
     seeds: list[int]  # one per sample, for whatever else is drawn

@@ -341,8 +341,8 @@ def image_tower_config(config: ModelConfig) -> "PretrainedConfig":
             intermediate_size=4 * config.image_width,
             num_hidden_layers=config.image_layers,
             num_attention_heads=config.image_heads,
-            num_patches=(config.image_size // config.patch_size)
-            ** 2,  # of the table that positions are interpolated from
+            # Of the table that positions are interpolated from.
+            num_patches=(config.image_size // config.patch_size) ** 2,
             patch_size=config.patch_size,
             hidden_act="gelu",
         )
@@ -362,9 +362,8 @@ def image_tower_config(config: ModelConfig) -> "PretrainedConfig":
             num_stages=len(config.image_depths),
             patch_size=config.patch_size,
             image_size=config.image_size,
-            hidden_size=config.image_widths[
-                -1
-            ],  # the dual encoder asks for the width of the pooled output by this name
+            # The dual encoder asks for the width of the pooled output by this name.
+            hidden_size=config.image_widths[-1],
         )
     return CLIPVisionConfig(
         hidden_size=config.image_width,
