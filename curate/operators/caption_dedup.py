@@ -40,7 +40,7 @@ class CaptionDedup(PoolOperator):
     1 - (1 - s^num_rows)^num_bands, which is .92 at s = .8 and .9996 at .9 for the defaults (datatrove's); each is verified, so no pair
     below `threshold` is grouped. Of more than 64 captions that agree in a band, each is compared with the 64 most preferred. `keep` says
     which row stands for a group: `longest` caption as written (uid breaks ties) or `smallest_uid`. Only rows with a picture and a caption
-    take part. About 15 us per caption and core, 150 bytes of memory per row, 350 bytes on disk per distinct caption.
+    take part. About 40 us of CPU per caption, 150 bytes of memory per row, 350 bytes on disk per distinct caption.
     """
 
     name = "caption_dedup"
