@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from curate.fingerprint import model_identity
-from curate.models.preprocess import ImageSettings, load_settings
+from curate.models.architectures import register_architectures
+from curate.models.preprocess import ImageSettings, load_settings, stack_images, stack_patches
 from curate.operator import Resources, ShardOperator
 from schemas.errors import InputError
 
@@ -28,6 +29,8 @@ EMBEDDING_TYPE = pa.list_(pa.float16())
 # Small enough for a large model's activations on a small GPU, large enough to fill a big one with a small model.
 BATCH_SIZE = 64
 _MODELS_KEPT = 4
+# The image tower that takes pictures of any shape.
+_NATIVE_TOWER = "siglip2_vision_model"
 _NO_FEATURES = np.zeros((0, 0), dtype=np.float32)
 _load_lock = threading.Lock()
 
@@ -60,22 +63,44 @@ class TwoTowerModel:
         self._network = network
         self._device = device
         self._dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._mean = torch.tensor(settings.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(settings.std, device=device).view(1, 3, 1, 1)
-        self._scale = settings.scale
+        self._settings = settings
+        self._mean = torch.tensor(settings.mean, device=device)
+        self._std = torch.tensor(settings.std, device=device)
         self._text = text_layout(network.config)
 
-    def encode_images(self, batch: np.ndarray) -> np.ndarray:
-        """Return features of pictures (rows, height, width, 3) in bytes, as `prepare_images` makes them."""
+    def encode_images(self, prepared: pa.ChunkedArray) -> np.ndarray:
+        """Return features of pictures as `prepare_images` makes them by the model's settings."""
         import torch
 
-        if len(batch) == 0:
+        if len(prepared) == 0:
             return _NO_FEATURES
         with torch.inference_mode():
-            # Copied because the bytes may lie in read-only memory at any address; see `load_model`.
-            images = torch.from_numpy(batch.copy()).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-            values = (images.float() * self._scale - self._mean) / self._std
-            return _unit(self._network.get_image_features(pixel_values=values.contiguous().to(self._dtype)))
+            inputs = self._any_shape(prepared) if self._settings.patch_size else self._one_shape(prepared)
+            return _unit(self._network.get_image_features(**inputs))
+
+    def _one_shape(self, prepared: pa.ChunkedArray) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        # Copied because the bytes may lie in read-only memory at any address; see `load_model`.
+        images = torch.from_numpy(stack_images(self._settings, prepared).copy())
+        values = self._normalise(images).permute(0, 3, 1, 2)
+        return {"pixel_values": values.contiguous().to(self._dtype)}
+
+    def _any_shape(self, prepared: pa.ChunkedArray) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        patches, grids = stack_patches(self._settings, prepared)
+        values = self._normalise(torch.from_numpy(patches).unflatten(2, (-1, 3))).flatten(2)
+        mask = torch.arange(patches.shape[1]) < torch.from_numpy(grids.prod(axis=1))[:, None]
+        return {
+            "pixel_values": values.to(self._dtype),
+            "pixel_attention_mask": mask.long().to(self._device),
+            "spatial_shapes": torch.from_numpy(grids),  # read on the CPU
+        }
+
+    def _normalise(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """Return bytes, colours last, as the values that the tower wants, on its device."""
+        return (pixels.to(self._device, non_blocking=True).float() * self._settings.scale - self._mean) / self._std
 
     def encode_ids(self, ids: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
         """Return features of texts, as token ids without padding (SigLIP's excepted, which is padded by its tokenizer)."""
@@ -125,13 +150,15 @@ def _load_model(model: str, revision: str) -> TwoTowerModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
+    settings = load_settings(model, revision, any_shape=True)
     with quiet_transformers():
         network = _from_pretrained(model, revision)
+    _check_shape(network.config, settings, model)
     # Loaded tensors are views into the file at any address, and matrix products on a CPU give other last bits at other alignments.
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
     network = network.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
-    return TwoTowerModel(network, load_settings(model, revision), device)
+    return TwoTowerModel(network, settings, device)
 
 
 @functools.lru_cache(maxsize=_MODELS_KEPT)
@@ -150,6 +177,7 @@ def load_tokenize(model: str, revision: str = "") -> "Tokenize":
 
     pinned = {"revision": revision} if revision else {}
     with quiet_transformers():
+        register_architectures(model, revision)
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
             layout = text_layout(AutoConfig.from_pretrained(model, **pinned))
@@ -195,17 +223,26 @@ def _from_pretrained(model: str, revision: str) -> Any:
     from transformers import AutoModel
 
     pinned = {"revision": revision} if revision else {}
+    register_architectures(model, revision)
     try:
         network = AutoModel.from_pretrained(model, dtype=torch.float32, **pinned)
     except (OSError, ValueError) as error:
         raise InputError(f"{model} holds no model that transformers can load: {error}") from error
     if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
         raise InputError(f"{model} holds a {type(network).__name__}, which is no image-text model with two towers")
-    if network.config.model_type == "siglip2":
-        raise InputError(
-            f"{model} takes pictures of any shape (NaFlex), which is not supported; use a fixed-size SigLIP"
-        )
     return network
+
+
+def _check_shape(config: Any, settings: ImageSettings, model: str) -> None:
+    """Raise where the pictures that the image processor makes are not those that the image tower takes."""
+    vision = getattr(config, "vision_config", None)
+    patch_size = int(vision.patch_size) if getattr(vision, "model_type", "") == _NATIVE_TOWER else 0
+    if patch_size != settings.patch_size:
+        taken, made = (
+            f"pictures of any shape in patches of {size} pixels (NaFlex)" if size else "pictures of one shape"
+            for size in (patch_size, settings.patch_size)
+        )
+        raise InputError(f"{model} has an image tower for {taken}, but its preprocessor_config.json makes {made}")
 
 
 def _unit(output: Any) -> np.ndarray:

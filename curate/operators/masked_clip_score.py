@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from curate.images import pixels, to_column
 from curate.models.clip import TowerOperator, load_model, to_matrix
-from curate.models.preprocess import load_settings, prepare_images, stack_images
+from curate.models.preprocess import load_settings, prepare_images
 from curate.operator import Annotate, Operator, Prepare
 from curate.operators.clip_embedding import ClipEmbedding
 from curate.operators.clip_text_embedding import ClipTextEmbedding
@@ -49,7 +49,7 @@ class MaskedClipScore(TowerOperator):
         return (*found, *(() if "text_boxes" in self.bind else (TextSpotting(),)))
 
     def prepare(self) -> Prepare:
-        settings = load_settings(self.model, self.revision)
+        settings = load_settings(self.model, self.revision, any_shape=True)
 
         def prepare(batch: pa.Table) -> pa.Table:
             boxes = batch.column("text_boxes").to_pylist()
@@ -69,13 +69,12 @@ class MaskedClipScore(TowerOperator):
 
     def load(self) -> Annotate:
         model = load_model(self.model, self.revision)
-        settings = load_settings(self.model, self.revision)
 
         def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
             images, texts = to_matrix(batch.column("image_embedding")), to_matrix(batch.column("text_embedding"))
             has_text = batch.column("has_text").to_numpy(zero_copy_only=False).astype(bool)
             if has_text.any():
-                images[has_text] = model.encode_images(stack_images(settings, batch.column("pixels"))[has_text])
+                images[has_text] = model.encode_images(batch.column("pixels").filter(pa.array(has_text)))
             lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
             return {"masked_clip_score": pa.array(((images * texts).sum(axis=1) / lengths).astype(np.float32))}
 

@@ -11,7 +11,7 @@ from curate.models.preprocess import load_settings, parse_settings, prepare_imag
 from curate.operators.clip_embedding import ClipEmbedding
 from schemas.errors import InputError
 from tests.contract import check_operator, column, picture_input, run
-from tests.model import make_checkpoint, make_siglip
+from tests.model import make_checkpoint, make_siglip, make_siglip2
 from tests.pool import draw
 
 REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -20,7 +20,10 @@ FINGERPRINT = "32524c5d926e18e85791c3090f173871fe91b5534adb63f4c710ab604794266d"
 MAKERS = {
     "vit": make_checkpoint,
     "convnext": lambda folder: make_checkpoint(folder, image_tower="convnext"),
+    "resnet": lambda folder: make_checkpoint(folder, image_tower="resnet"),
     "siglip": make_siglip,
+    "navit": lambda folder: make_checkpoint(folder, image_tower="navit"),
+    "siglip2": make_siglip2,
 }
 
 
@@ -57,13 +60,15 @@ def test_it_is_what_transformers_computes(folder: Path) -> None:
     processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
     model = AutoModel.from_pretrained(folder).eval()
     with torch.inference_mode():
-        inputs = processor(images=[Image.fromarray(picture) for picture in pictures()], return_tensors="pt")
-        output = model.get_image_features(pixel_values=inputs["pixel_values"])
-    features = getattr(output, "pooler_output", output)
+        # One at a time: pictures of any shape come with their own number of patches.
+        inputs = [processor(images=Image.fromarray(picture), return_tensors="pt") for picture in pictures()]
+        outputs = [model.get_image_features(**one) for one in inputs]
+    features = torch.cat([getattr(output, "pooler_output", output) for output in outputs])
     expected = torch.nn.functional.normalize(features, dim=-1).numpy()
     assert (embed(folder) * expected).sum(axis=1).min() > 0.999
 
 
+@pytest.mark.parametrize("folder", ["vit", "convnext", "resnet", "siglip"], indirect=True)
 def test_pixels_are_the_processors(folder: Path) -> None:
     from transformers import AutoImageProcessor
 

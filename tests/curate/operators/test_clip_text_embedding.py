@@ -9,7 +9,7 @@ import pytest
 from curate.columns import Input
 from curate.operators.clip_text_embedding import ClipTextEmbedding
 from tests.contract import check_operator, column, run
-from tests.model import CAPTIONS, make_checkpoint, make_siglip
+from tests.model import CAPTIONS, make_checkpoint, make_siglip, make_siglip2
 from tests.pool import NULL_CAPTION_ROW
 
 REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -18,9 +18,9 @@ FINGERPRINT = "2b6f4dd6ffa5db4485f16deb384101f5aeb7858ac84e99ef2ef3273f98c0702a"
 TEXTS = ["a red circle", "a blue square number 7 on grey ground", "", "word " * 200, CAPTIONS[0], "一只狗"]
 
 
-@pytest.fixture(scope="module", params=["vit", "siglip"])
+@pytest.fixture(scope="module", params=["vit", "siglip", "siglip2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    maker = {"vit": make_checkpoint, "siglip": make_siglip}[request.param]
+    maker = {"vit": make_checkpoint, "siglip": make_siglip, "siglip2": make_siglip2}[request.param]
     return maker(tmp_path_factory.mktemp("models") / request.param)
 
 

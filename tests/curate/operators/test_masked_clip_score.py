@@ -13,16 +13,16 @@ from curate.operators.clip_text_embedding import ClipTextEmbedding
 from curate.operators.masked_clip_score import MaskedClipScore, mask_boxes
 from curate.operators.text_spotting import TextSpotting
 from tests.contract import check_operator, column, make_inputs, run
-from tests.model import make_checkpoint
+from tests.model import make_checkpoint, make_siglip2
 
 REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 PINNED = MaskedClipScore(model="openai/clip-vit-base-patch32", revision=REVISION)
 FINGERPRINT = "db1914ec91a3f8b7e9d0f2869dbe2d2438e5b90abf6909ceb9b33284811696c0"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_checkpoint(tmp_path_factory.mktemp("models") / "vit"))
+@pytest.fixture(scope="module", params=[make_checkpoint, make_siglip2])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(request.param(tmp_path_factory.mktemp("models") / "model"))
 
 
 def test_only_rows_with_text_are_scored_anew(model: str) -> None:
