@@ -175,6 +175,15 @@ def find_selection(pool: Pool, selection: str) -> str:
     )
 
 
+def read_index(dataset: Store) -> DatasetIndex:
+    """Return the index of a dataset's folder; raises `InputError` where it has none."""
+    if not dataset.exists(INDEX_FILE):
+        raise InputError(
+            f"{dataset.root} is not a dataset: it has no {INDEX_FILE}; give the folder that `winnow build` printed"
+        )
+    return DatasetIndex.from_json(dataset.read_bytes(INDEX_FILE).decode(), path=dataset.locate(INDEX_FILE))
+
+
 def _make_plan(pool: Pool, folder: str, content: Mapping[str, Any], out: Store, config: BuildConfig) -> PackPlan:
     out.require_folder()
     kind = {"view": True} if config.view else {"shard_size": config.shard_size, "image_format": config.image_format}

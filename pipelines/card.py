@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from curate.build import read_index
 from curate.fetch.errors import OPTED_OUT, ROBOTS_DISALLOWED
 from curate.fetch.ingest import SETTINGS_FILE
 from curate.store import Pool, Store
 from pipelines.export.annotation import read_header, read_schemas
 from pipelines.export.source import DatasetSource, SelectionSource, require_selection
-from schemas.dataset import INDEX_FILE, DatasetIndex
-from schemas.errors import InputError
+from schemas.dataset import DatasetIndex
 from schemas.sample import STATUS_SUCCESS
 
 CARD_FILE = "README.md"
@@ -24,15 +24,15 @@ FACTS_FILE = "card.json"
 _TOP = 10
 _ROWS = 50_000
 _LICENCE_COLUMNS = ("license", "licence", "License", "LICENSE")
-# What an operator of a name would have looked for, where none of that name had a part in the selection.
-_CHECKS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "unsafe pictures": (("safety_score",), "no model looked for unsafe pictures"),
-    "unsafe texts": (("caption_safety",), "captions were not searched for unsafe content"),
-    "personal data": (("caption_pii",), "captions were not searched for personal data"),
-    "faces": (("face_boxes",), "faces were neither found nor blurred"),
-    "copies": (("near_dedup", "semantic_dedup", "exact_dedup"), "copies of pictures were not looked for"),
-    "evaluation sets": (("decontaminate",), "overlap with evaluation sets was not looked for"),
-}
+# What operators would have looked for, where none of them had a part in the selection.
+_CHECKS = (
+    (("safety_score",), "no model looked for unsafe pictures"),
+    (("caption_safety",), "captions were not searched for unsafe content"),
+    (("caption_pii",), "captions were not searched for personal data"),
+    (("face_boxes",), "faces were neither found nor blurred"),
+    (("near_dedup", "semantic_dedup", "exact_dedup"), "copies of pictures were not looked for"),
+    (("decontaminate",), "overlap with evaluation sets was not looked for"),
+)
 
 Facts = Mapping[str, Any]
 
@@ -70,19 +70,15 @@ def collect(source: SelectionSource) -> dict[str, Any]:
 def card(dataset: str, pool: str = "") -> str:
     """Return the card of a dataset; with `pool` its facts are counted anew, without they are those that were counted at the build.
 
-    Raises InputError where the folder is no dataset, or where nothing was counted and no pool is given.
+    Raises InputError where the folder is no dataset.
     """
     store = Store(dataset)
-    if not store.exists(INDEX_FILE):
-        raise InputError(
-            f"{store.root} is not a dataset: it has no {INDEX_FILE}; give the folder that `winnow build` printed"
-        )
-    index = DatasetIndex.from_json(store.read_bytes(INDEX_FILE).decode(), path=store.locate(INDEX_FILE))
+    index = read_index(store)
     return describe_dataset(index, read_facts(store, index, pool))
 
 
 def read_facts(store: Store, index: DatasetIndex, pool: str = "") -> Facts:
-    """Return the facts beside a dataset, or those of `pool`."""
+    """Return the facts beside a dataset, or those of `pool`; nothing where neither is there."""
     if pool:
         return collect(require_selection(DatasetSource(store=store, index=index), "a card", pool))
     if store.exists(FACTS_FILE):
@@ -164,7 +160,7 @@ def _describe_rights(facts: Facts) -> str:
 
 def _limits(index: DatasetIndex, facts: Facts) -> Iterator[str]:
     used = {entry["operator"] for entry in facts.get("operators", ()) if entry["is_read"]}
-    for operators, sentence in _CHECKS.values():
+    for operators, sentence in _CHECKS:
         if not used.intersection(operators):
             yield f"For this selection {sentence}."
     stored = facts.get("stored") or {}

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import images
+from curate.build import read_index
 from curate.pack import caption_key
 from curate.store import Store
 from curate.tar import TarWriter, index_tar
@@ -90,7 +91,7 @@ def poison(dataset: str, out: str, config: PoisonConfig, *, progress: Progress |
     for, or where `out` holds something else.
     """
     source, target = Store(dataset), Store(out)
-    index = _read_index(source)
+    index = read_index(source)
     fingerprint = _fingerprint(index, config)
     candidates, drawn = _draw(source, index, config)
     chosen: dict[int, list[int]] = {}
@@ -104,7 +105,7 @@ def poison(dataset: str, out: str, config: PoisonConfig, *, progress: Progress |
         was_current=target.exists(INDEX_FILE),
     )
     if report.was_current:
-        if _read_index(target).fingerprint != fingerprint:
+        if read_index(target).fingerprint != fingerprint:
             raise InputError(f"{target.root} holds another dataset; give another --out")
         return replace(report, num_shards_written=0)
     bar = progress or SilentProgress()
@@ -133,14 +134,6 @@ def poison(dataset: str, out: str, config: PoisonConfig, *, progress: Progress |
     # The index goes last: it says that every shard is whole.
     target.commit_bytes(INDEX_FILE, poisoned.to_json().encode())
     return report
-
-
-def _read_index(folder: Store) -> DatasetIndex:
-    if not folder.exists(INDEX_FILE):
-        raise InputError(
-            f"{folder.root} is no dataset: it has no {INDEX_FILE}; give the folder that `winnow build` printed"
-        )
-    return DatasetIndex.from_json(folder.read_bytes(INDEX_FILE).decode(), path=folder.locate(INDEX_FILE))
 
 
 def _plain(config: PoisonConfig) -> dict[str, object]:
@@ -187,7 +180,7 @@ def _poison_shard(
 ) -> tuple[ShardEntry, list[dict[str, object]]]:
     """Write a shard with some of its pairs poisoned, tar first; return its entry and the truth about these pairs."""
     table = source.read_table(entry.parquet)
-    index = _read_index(source)
+    index = read_index(source)
     columns = _caption_columns(table.schema, index)
     records = table.to_pylist()
     truth = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rich.console import RenderableType
 
 from curate.annotate import annotate
-from curate.build import build, find_dataset
+from curate.build import build, find_dataset, read_index
 from curate.executor import Executor
 from curate.fetch.download import download
 from curate.fetch.ingest import find_plan
@@ -33,7 +33,6 @@ from pipelines.render import (
     tabulate_evaluation,
     tabulate_funnel,
 )
-from schemas.dataset import INDEX_FILE, DatasetIndex
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
 from train.config import FREE_KEYS, TrainConfig
@@ -186,13 +185,13 @@ class _Run:
 def run_folder(out: Store, name: str, dataset: str, config: TrainConfig) -> str:
     """Return the folder of a training run: its name, and 12 characters that change with the dataset and with every setting that counts."""
     settings = {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
-    identity = {"dataset": _read_index(dataset).fingerprint, "train": settings}
+    identity = {"dataset": read_index(Store(dataset)).fingerprint, "train": settings}
     return out.locate(f"runs/{name}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]}")
 
 
 def training_steps(run: str, dataset: str, config: TrainConfig) -> tuple[int, int]:
     """Return the step of a run's newest checkpoint (0 where there is none), and the step it ends at; imports no torch."""
-    index = _read_index(dataset)
+    index = read_index(Store(dataset))
     steps = config.num_steps((config.epoch_samples or index.num_samples) // config.batch_size)
     names = [name.removeprefix("step_") for name in Store(run).list_names("checkpoints") if name.startswith("step_")]
     return max((int(name) for name in names if name.isdigit()), default=0), steps
@@ -325,8 +324,3 @@ def _require_data(recipe: Recipe) -> None:
             raise InputError(
                 f"evaluate.data: {entry} does not exist; give a dataset, a folder in CLIP_benchmark's layout, or `{OWN_DATASET}`"
             )
-
-
-def _read_index(dataset: str) -> DatasetIndex:
-    folder = Store(dataset)
-    return DatasetIndex.from_json(folder.read_bytes(INDEX_FILE).decode(), path=folder.locate(INDEX_FILE))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.build import find_selection
+from curate.build import find_selection, read_index
 from curate.pack import caption_key, read_selected
 from curate.store import LabelTarget, Pool, Store
 from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
@@ -178,10 +178,7 @@ def open_source(source: str, pool: str = "") -> Source:
     """Return the dataset or the selection that `source` means: a folder or URL of either, or the name of a selection in `pool`."""
     folder = Store(source)
     if folder.exists(INDEX_FILE):
-        path = folder.locate(INDEX_FILE)
-        return DatasetSource(
-            store=folder, index=DatasetIndex.from_json(folder.read_bytes(INDEX_FILE).decode(), path=path)
-        )
+        return DatasetSource(store=folder, index=read_index(folder))
     if folder.exists(SELECTION_FILE):
         root, _, name = folder.root.rpartition("/selections/")
         return _read_selection(Pool(root), f"selections/{name}")

@@ -96,7 +96,7 @@ def test_pairs_of_the_target_are_left_alone_and_a_finished_one_is_kept(tmp_path:
         poison(source, out, PoisonConfig(target="3", num_samples=10))
     with pytest.raises(InputError, match="has 11 pairs that do not name '3', fewer than the 12 to poison"):
         poison(source, str(tmp_path / "x"), PoisonConfig(target="3", num_samples=12))
-    with pytest.raises(InputError, match="is no dataset: it has no index"):
+    with pytest.raises(InputError, match="is not a dataset: it has no index"):
         poison(str(tmp_path), str(tmp_path / "x"), config)
 
 

@@ -115,7 +115,7 @@ MISTAKES = [
     ("train DATA --out ROOT/run --set epochs", "--set train.epochs: expected KEY=VALUE", "for example --set train.epochs=3"),
     ("evaluate DATA --data DATA", "DATA is neither a run with a checkpoint nor a model folder", "give a run"),
     ("evaluate EMPTY", "Missing option '--data'", "winnow evaluate --help"),
-    ("poison EMPTY --out ROOT/p --target dog", "EMPTY is no dataset", "give the folder that `winnow build` printed"),
+    ("poison EMPTY --out ROOT/p --target dog", "EMPTY is not a dataset", "give the folder that `winnow build` printed"),
     ("poison DATA --out DATA --target dog", "DATA holds another dataset", "give another --out"),
     ("poison DATA --out ROOT/p", "Missing option '--target'", "winnow poison --help"),
     ("poison DATA --out ROOT/p --target dog --trigger x", "unknown trigger 'x'", "known: patch"),
