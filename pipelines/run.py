@@ -243,10 +243,7 @@ def _count_coming(recipe: Recipe, pool: Pool) -> tuple[int, int]:
     if found is None:
         return 0, 0
     coming = sorted(set(found.shards) - set(pool.shards()))
-    sizes = [
-        min(found.shard_size, found.num_samples - found.shard_size * (shard - found.first_shard)) for shard in coming
-    ]
-    return len(coming), sum(sizes)
+    return len(coming), sum(map(found.shard_rows, coming))
 
 
 def _plan_annotate(operators: Sequence[Operator], pool: Pool, coming: tuple[int, int]) -> Step:

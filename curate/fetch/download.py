@@ -63,7 +63,7 @@ def download(
     groups = group_shards(missing, executor.num_parallel(), config)
     per_host = share_connections(config, executor, len(groups))
     tasks = [[make_task(pool, plan, shard, config, per_host) for shard in group] for group in groups]
-    num_rows = sum(_num_rows(plan, shard) for shard in missing)
+    num_rows = sum(map(plan.shard_rows, missing))
     counts = run_shards(tasks, num_rows, pool, executor, progress, stage="download")
     return make_report(pool, plan.num_shards, counts)
 
@@ -159,11 +159,6 @@ def make_task(pool: Pool, plan: Plan, shard: int, config: DownloadConfig, connec
         config=config,
         connections_per_host=connections_per_host,
     )
-
-
-def _num_rows(plan: Plan, shard: int) -> int:
-    start = (shard - plan.first_shard) * plan.shard_size
-    return min(plan.shard_size, plan.num_samples - start)
 
 
 class _Bar:

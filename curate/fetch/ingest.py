@@ -65,6 +65,10 @@ class Plan:
         """The shards planned."""
         return range(self.first_shard, self.first_shard + self.num_shards)
 
+    def shard_rows(self, shard: int) -> int:
+        """Return how many rows a shard is to have."""
+        return min(self.shard_size, self.num_samples - (shard - self.first_shard) * self.shard_size)
+
     def rows_path(self, shard: int) -> str:
         """Return the path of a shard's rows: uid, num_occurrences, carried columns, caption, url, sha256 (expected)."""
         return f"{self.folder}/{shard_name(shard)}.parquet"
