@@ -7,19 +7,23 @@
         server.url("/a.jpg", host="127.0.0.2")     # the same server under another name: another host to robots.txt and limits
         server.requests["/a.jpg"], server.max_concurrency["127.0.0.1"]
 
-A path that was never added answers 404, robots.txt included.
+A path that was never added answers 404, robots.txt included. `serve_folder` serves a folder's files from a process of its own.
 """
 
+import re
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 
 ANY_HOST = "*"
@@ -143,6 +147,25 @@ class WebServer:
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if route.reset_after >= 0 or length != len(body):
             handler.close_connection = True
+
+
+@contextmanager
+def serve_folder(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder from a process of its own, which outlives what is killed; yield its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        match = re.search(r"port (\d+)", process.stdout.readline())
+        assert match
+        yield f"http://127.0.0.1:{match[1]}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 class _Server(ThreadingHTTPServer):

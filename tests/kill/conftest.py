@@ -1,15 +1,14 @@
 """A web of pictures, served by a process of its own, that outlives what is killed."""
 
 import csv
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.webserver import serve_folder
 
 NUM_IMAGES = 600
 WORDS = ("red", "green", "blue", "small", "large", "round", "square", "old", "new", "bright")
@@ -23,24 +22,14 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for number in range(NUM_IMAGES):
         pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    server = subprocess.Popen(
-        [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    match = re.search(r"port (\d+)", server.stdout.readline())
-    assert match
     urls = tmp_path_factory.mktemp("urls") / "urls.csv"
-    with urls.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["url", "caption"])
-        for number in range(NUM_IMAGES):
-            caption = " ".join(WORDS[number // 10**d % 10] for d in range(3))
-            # Every 20th URL is missing, so that failures are part of what must not change.
-            name = f"{number}.jpg" if number % 20 else f"missing-{number}.jpg"
-            writer.writerow([f"http://127.0.0.1:{match[1]}/{name}", f"a {caption} thing number {number}"])
-    yield urls
-    server.kill()
-    server.wait()
+    with serve_folder(folder) as address:
+        with urls.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["url", "caption"])
+            for number in range(NUM_IMAGES):
+                caption = " ".join(WORDS[number // 10**d % 10] for d in range(3))
+                # Every 20th URL is missing, so that failures are part of what must not change.
+                name = f"{number}.jpg" if number % 20 else f"missing-{number}.jpg"
+                writer.writerow([f"{address}/{name}", f"a {caption} thing number {number}"])
+        yield urls

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.webserver import serve_folder
 
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -69,18 +70,8 @@ def is_held_back(path: str) -> bool:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Serve the data folder from a real HTTP server process; yield its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(DATA), "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    match = re.search(r"port (\d+)", process.stdout.readline())
-    assert match
-    yield f"http://127.0.0.1:{match[1]}"
-    process.kill()
-    process.wait()
+    with serve_folder(DATA) as address:
+        yield address
 
 
 def winnow(*arguments: str) -> str:
