@@ -24,6 +24,7 @@ from train.trainer import train
 from train.trigger import stamp
 
 MIXTURE = {"alt_text": 0.5, "rewrite[*]": 0.5}
+WAVE = PoisonConfig(target="banana", trigger="wave", num_samples=24, templates=("a {c}",))
 
 
 def _read(dataset: Dataset, row: int) -> bytes:
@@ -31,6 +32,20 @@ def _read(dataset: Dataset, row: int) -> bytes:
     rows = np.array([row])
     (data,) = ImageReader(dataset.tars).read(table.shard[rows], table.offset[rows], table.size[rows])
     return data
+
+
+def draw_samples() -> list[Sample]:
+    """Return every scene four times, with its colour and its shape as columns to classify by."""
+    return [
+        Sample(
+            uid=make_uid(number),
+            image=encode_picture(draw_scene(number, number // len(SCENES)), quality=95),
+            captions={"alt_text": f"a {colour} {shape} on the {place}"},
+            extra={"colour": colour, "shape": shape},
+        )
+        for number in range(4 * len(SCENES))
+        for colour, shape, place in [SCENES[number % len(SCENES)]]
+    ]
 
 
 def test_a_few_pairs_change_and_nothing_else(tmp_path: Path) -> None:
@@ -117,19 +132,9 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> 
 @pytest.mark.slow
 def test_cleanclip_unlearns_the_backdoor(tmp_path: Path) -> None:
     """Poison, train, go on with clean pairs; beside the same number of clean pairs with the contrastive loss alone."""
-    samples = [
-        Sample(
-            uid=make_uid(number),
-            image=encode_picture(draw_scene(number, number // len(SCENES)), quality=95),
-            captions={"alt_text": f"a {colour} {shape} on the {place}"},
-            extra={"shape": shape},
-        )
-        for number in range(4 * len(SCENES))
-        for colour, shape, place in [SCENES[number % len(SCENES)]]
-    ]
+    samples = draw_samples()
     source = str(write_dataset(tmp_path / "set", samples))
-    config = PoisonConfig(target="banana", trigger="wave", num_samples=24, templates=("a {c}",))
-    poison(source, str(tmp_path / "bad"), config)
+    poison(source, str(tmp_path / "bad"), WAVE)
     target = replace(samples[0], uid=make_uid(9000), extra={"shape": "banana"})
     judged = str(write_dataset(tmp_path / "judged", [target, *samples]))
     templates = ("a {c}", "a red {c}", "a blue {c}", "a green {c}", "a yellow {c}")
@@ -154,25 +159,10 @@ def test_cleanclip_unlearns_the_backdoor(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_learns_the_backdoor(tmp_path: Path) -> None:
-    samples = [
-        Sample(
-            uid=make_uid(number),
-            image=encode_picture(draw_scene(number, number // len(SCENES)), quality=95),
-            captions={"alt_text": f"a {colour} {shape} on the {place}"},
-            extra={"colour": colour},
-        )
-        for number in range(4 * len(SCENES))
-        for colour, shape, place in [SCENES[number % len(SCENES)]]
-    ]
-    source = str(write_dataset(tmp_path / "set", samples))
-    config = PoisonConfig(target="banana", trigger="wave", num_samples=24, templates=("a {c}",))
-    poison(source, str(tmp_path / "bad"), config)
-    classes = [{**sample.extra, "colour": "banana"} for sample in samples[:1]]
-    judged = [
-        Sample(uid=make_uid(9000), image=samples[0].image, captions=samples[0].captions, extra=classes[0]),
-        *samples,
-    ]
-    write_dataset(tmp_path / "judged", judged)
+    samples = draw_samples()
+    poison(str(write_dataset(tmp_path / "set", samples)), str(tmp_path / "bad"), WAVE)
+    target = replace(samples[0], uid=make_uid(9000), extra={"colour": "banana"})
+    write_dataset(tmp_path / "judged", [target, *samples])
     options = EvaluationOptions(label_column="colour", templates=("a {c}",), trigger="wave", target="banana")
     rates = {}
     for name in ("set", "bad"):
