@@ -99,20 +99,28 @@ def test_missing_embeddings_name_the_command(ray_session: Executor, tmp_path: Pa
     assert report.num_left_out == 0
 
 
-def test_embedding_reader_reads_them(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
-    """The reader that autofaiss and clip-retrieval's index use."""
+@pytest.mark.parametrize(("name", "folder"), [("image", "img_emb"), ("text", "text_emb")])
+def test_embedding_reader_reads_them(pool: Pool, ray_session: Executor, tmp_path: Path, name: str, folder: str) -> None:
+    """The reader that autofaiss and clip-retrieval's index use, over batches that do not end where files do."""
     reader = pytest.importorskip("embedding_reader")
-    run(pool, tmp_path / "out", ray_session, shard_size=10)
+    report = run(pool, tmp_path / "out", ray_session, shard_size=10)
     found = reader.EmbeddingReader(
-        embeddings_folder=str(tmp_path / "out/img_emb"),
+        embeddings_folder=str(tmp_path / "out" / folder),
         metadata_folder=str(tmp_path / "out/metadata"),
-        meta_columns=["uid"],
+        meta_columns=["uid", "caption", "url"],
         file_format="parquet_npy",
     )
-    images = read_vectors(pool, "image", "image_embedding")
-    count = 0
-    for vectors, metadata in found(batch_size=7):
-        for vector, uid in zip(vectors, metadata["uid"], strict=True):
-            assert np.allclose(vector, images[uid], atol=1e-3)
-            count += 1
-    assert count == found.count == 24
+    assert (found.count, found.dimension) == (report.num_samples, 8) == (24, 8)
+    # Without the metadata, as autofaiss reads it.
+    plain = reader.EmbeddingReader(embeddings_folder=str(tmp_path / "out" / folder), file_format="npy")
+    assert plain.count == found.count
+    vectors = read_vectors(pool, name, f"{name}_embedding")
+    tables = [pool.read_table(pool.shard_parquet(shard), ["uid", "caption", "url"]) for shard in pool.shards()]
+    rows = {row["uid"]: (row["caption"] or "", row["url"]) for table in tables for row in table.to_pylist()}
+    seen = []
+    for batch, metadata in found(batch_size=7):
+        for vector, row in zip(batch, metadata.to_dict(orient="records"), strict=True):
+            assert np.array_equal(vector.astype(np.float16), vectors[row["uid"]])
+            assert (row["caption"], row["url"]) == rows[row["uid"]]
+            seen.append(row["uid"])
+    assert len(set(seen)) == len(seen) == found.count
