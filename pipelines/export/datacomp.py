@@ -1,10 +1,12 @@
 """DataComp's subset file (Gadre et al. 2023, arXiv 2304.14108): the sorted uids that its resharder keeps, repeated as often as wanted.
 
-    python resharder.py -i SHARDS -o OUT -s subset.npy
+    python resharder.py -i SHARDS -o OUT -s subset.npy -n COUNT --shard-format '{:05d}.tar' --shard-stats-format '{:05d}_stats.json'
 
-The file is sorted in pieces on disk, so its size is not bound by memory.
+It looks every sample of the tars up by the uid in its JSON. The file is sorted in pieces on disk, so its size is not bound by memory.
 """
 
+import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,12 +15,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.export.render import COMMAND_NOTE
 from pipelines.export.repeat import NO_REPETITION, UID_TYPE, Repeats, parse_uids, plan_repeats
-from pipelines.export.source import Source
+from pipelines.export.source import DatasetSource, Source
 from pipelines.export.target import DigestingFile, ExportReport, write_single
+from schemas.sample import shard_name
 
 FORMAT = "datacomp"
 _BUCKETS = 64
+_TAR_NAME = re.compile(r"\d{5,}\.tar")
 _ROW = np.dtype([("uid", UID_TYPE), ("weight", "<f8")])
 
 
@@ -43,6 +48,7 @@ def export(source: Source, out: str, *, num_samples: int = 0, is_weighted: bool 
                 file.write(uids.tobytes())
 
         location, was_current, num_bytes = write_single(out, write)
+    command = resharder_command(source, location)
     return ExportReport(
         format=FORMAT,
         location=location,
@@ -50,8 +56,26 @@ def export(source: Source, out: str, *, num_samples: int = 0, is_weighted: bool 
         num_left_out=num_left_out,
         num_bytes=num_bytes,
         was_current=was_current,
-        notes={"left_out": NO_REPETITION},
+        notes={"left_out": NO_REPETITION, **({COMMAND_NOTE: command} if command else {})},
     )
+
+
+def resharder_command(source: Source, subset: str) -> str:
+    """Return the command that makes tars of the subset; empty where the samples' tars are not numbered files of one folder.
+
+    The resharder expects names of eight digits, counts shards by halving unless it is told their number, and wants its folder to be there.
+    """
+    if isinstance(source, DatasetSource):
+        tars = [source.store.locate(entry.tar) for entry in source.index.shards]
+    else:
+        tars = [source.pool.locate(f"shards/{shard_name(shard)}.tar") for shard in source.pool.shards()]
+    folders, names = {tar.rpartition("/")[0] for tar in tars}, [tar.rpartition("/")[2] for tar in tars]
+    if len(folders) != 1 or not all(map(_TAR_NAME.fullmatch, names)):
+        return ""
+    last = max(int(name.removesuffix(".tar")) for name in names)
+    arguments = ["-i", folders.pop(), "-o", "OUT", "-s", subset, "-n", str(last + 1)]
+    formats = ["--shard-format", "{:05d}.tar", "--shard-stats-format", "{:05d}_stats.json"]
+    return f"mkdir OUT && python {shlex.join(['resharder.py', *arguments, *formats])}"
 
 
 def _spread(source: Source, folder: Path) -> None:

@@ -34,7 +34,9 @@ def winnow(*arguments: str) -> str:
 def test_datacomp_prints_counts_and_last_the_file(pool: Pool, tmp_path: Path) -> None:
     out = tmp_path / "subset.npy"
     said = winnow("datacomp", "plain", "--pool", pool.root, "--out", str(out))
-    assert said.splitlines() == ["30 samples in 1 file, 0.0 MB", str(out)]
+    lines = said.splitlines()
+    assert (lines[0], lines[-1]) == ("30 samples in 1 file, 0.0 MB", str(out))
+    assert f"resharder.py -i {pool.root}/shards -o OUT -s {out} -n 3 --shard-format" in lines[2]
     assert len(np.load(out)) == 30
     again = winnow("datacomp", "plain", "--pool", pool.root, "--out", str(out)).splitlines()
     assert again[0] == "up to date: 30 samples, every byte as it was exported"

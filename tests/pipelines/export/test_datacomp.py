@@ -1,5 +1,8 @@
 """DataComp's subset file, read as its resharder reads it: np.load, the type u8,u8, binary search on both sides of a uid."""
 
+import json
+import shlex
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -71,6 +74,48 @@ def test_weights_are_repeated_uids(pool: Pool, tmp_path: Path) -> None:
     assert few.num_left_out == sum(not copies_found(tmp_path / "few.npy", uid) for uid in chosen) > 0
     export(open_source("weighted", pool.root), str(tmp_path / "once.npy"), is_weighted=False)
     assert Counter(np.load(tmp_path / "once.npy").tolist()).most_common(1)[0][1] == 1
+
+
+def read_uids(tar: Path) -> list[str]:
+    """Return the uid of every sample of a tar, where the resharder looks for it: in the JSON beside the picture."""
+    with tarfile.open(tar) as file:
+        members = [file.extractfile(name) for name in file.getnames() if name.endswith(".json")]
+        return [json.loads(member.read())["uid"] for member in members if member]
+
+
+@pytest.mark.parametrize("kind", ["selection", "dataset", "view"])
+def test_the_command_finds_every_copy_in_the_tars(pool: Pool, ray_session: Executor, tmp_path: Path, kind: str) -> None:
+    """Its reading: number the tars, take the uid of each sample's JSON, write it as often as it is found in the subset."""
+    where = "weighted"
+    if kind != "selection":
+        config = BuildConfig(view=True) if kind == "view" else BuildConfig(shard_size=7)
+        where = build(pool, where, str(tmp_path), config, executor=ray_session, progress=SilentProgress()).folder
+    out = tmp_path / "sub set.npy"
+    report = export(open_source(where, pool.root), str(out))
+    words = shlex.split(str(report.notes["command"]))
+    assert words[:5] == ["mkdir", "OUT", "&&", "python", "resharder.py"]
+    flags = dict(zip(words[5::2], words[6::2], strict=True))
+    assert (flags["-s"], flags["-o"]) == (str(out), "OUT")
+    folder = Path(flags["-i"])
+    assert folder == (Path(pool.locate("shards")) if kind != "dataset" else Path(where))
+    tars = [folder / flags["--shard-format"].format(number) for number in range(int(flags["-n"]))]
+    assert tars == sorted(folder.glob("*.tar"))
+    # How many samples each holds is in its statistics, or for all in one table.
+    sizes = json.loads((folder / "sizes.json").read_text()) if kind == "dataset" else {}
+    found = 0
+    for number, tar in enumerate(tars):
+        uids = read_uids(tar)
+        stats = folder / flags["--shard-stats-format"].format(number)
+        assert len(uids) == (sizes[tar.name] if sizes else json.loads(stats.read_text())["successes"])
+        found += sum(copies_found(out, uid) for uid in uids)
+    assert found == report.num_samples == len(np.load(out))
+
+
+def test_tars_of_several_folders_have_no_command(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
+    built = build(pool, "plain", str(tmp_path), BuildConfig(view=True), executor=ray_session, progress=SilentProgress())
+    path = Path(built.folder, "index.json")
+    path.write_text(path.read_text().replace("/shards/00001.tar", "/elsewhere/00001.tar"))
+    assert "command" not in export(open_source(built.folder), str(tmp_path / "subset.npy")).notes
 
 
 def test_a_dataset_gives_the_same_file_as_its_selection(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
