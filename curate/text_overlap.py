@@ -1,11 +1,13 @@
 """How much of a caption can be read in the picture: CAT's text-spotting rule, and the share of words."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 _WORD = re.compile(r"[^\W_]+")
 # Shorter words are found in any text.
 _MIN_WORD = 3
+# Shorter words are found inside others that have nothing to do with them; CAT's window is as long.
+_MIN_INNER_WORD = 5
 
 
 def letters(text: str) -> str:
@@ -35,10 +37,33 @@ def longest_common_run(strings: Sequence[str], caption: str) -> int:
 def seen_word_ratio(strings: Sequence[str], caption: str) -> float | None:
     """Return the share of the caption's words, of three characters or more, that can be read in the picture; None without any.
 
-    A word also counts inside a longer run of characters: recognisers drop spaces.
+    Recognisers drop spaces: a word also counts inside a longer one of the picture if it has five characters or more, or if words of the
+    caption make up all of that longer one. "and" is not seen in "Chandra", but "two" is in "twored" where the caption says "two red".
     """
-    words = [word for word in _WORD.findall(caption.casefold()) if len(word) >= _MIN_WORD]
-    if not words:
+    words = _WORD.findall(caption.casefold())
+    wanted = [word for word in words if len(word) >= _MIN_WORD]
+    if not wanted:
         return None
     read = " ".join(letters(string) for string in strings)
-    return sum(word in read for word in words) / len(words)
+    known = set(words)
+    seen = {part for string in strings for word in _WORD.findall(string.casefold()) for part in _parts(word, known)}
+    return sum(word in seen or (len(word) >= _MIN_INNER_WORD and word in read) for word in wanted) / len(wanted)
+
+
+def _parts(read: str, known: Set[str]) -> set[str]:
+    """Return the known words that occur where known words make up all of `read`; empty where they cannot."""
+    lengths = {len(word) for word in known}
+    spans = [
+        (start, start + length)
+        for start in range(len(read))
+        for length in lengths
+        if start + length <= len(read) and read[start : start + length] in known
+    ]
+    from_start, to_end = {0}, {len(read)}
+    for start, stop in spans:
+        if start in from_start:
+            from_start.add(stop)
+    for start, stop in reversed(spans):
+        if stop in to_end:
+            to_end.add(start)
+    return {read[start:stop] for start, stop in spans if start in from_start and stop in to_end}

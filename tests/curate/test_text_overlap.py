@@ -46,6 +46,14 @@ def test_equals_trying_every_run(strings: list[str], caption: str) -> None:
     ("strings", "caption", "ratio"),
     [
         (["twored circles"], "two red circles", 1.0),
+        (["Chandra"], "gas and dust", 0.0),  # a short word inside another is not that word
+        (["two redo"], "two red circles", 1 / 3),
+        (["tworedx"], "two red circles", 0.0),
+        (["anoldcat"], "an old cat", 1.0),  # words of two characters help to take a run apart
+        (["YOGHURT36"], "mild yoghurt", 0.5),
+        (["yog hurt"], "yoghurt", 1.0),
+        (["thetheir"], "the heir their", 2 / 3),
+        (["a" * 999], "aaa " + "a" * 999, 1.0),
         (["two"], "two red circles", 1 / 3),
         (["cir", "cles"], "circles", 0.0),
         (["x"], "a b", None),

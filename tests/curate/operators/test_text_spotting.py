@@ -15,7 +15,7 @@ from tests.contract import check_operator, column, picture_input, run
 
 pytest.importorskip("rapidocr", reason="the OCR engine is an extra: pip install 'winnow[ocr]'")
 
-FINGERPRINT = "7371602cb94b9000b6c22c97980434d33e9d2790383ef3e714640c7eeeea075f"
+FINGERPRINT = "266beacd2bdc3715ed774b0e47407d24983a3f6dc50888a2a62685076cd510e7"
 
 
 def with_text(text: str, *, width: int = 240, height: int = 120, size: int = 24, seed: int = 0) -> np.ndarray:
@@ -92,6 +92,27 @@ def test_a_lone_character_and_a_guess_are_no_text() -> None:
     assert row["text_strings"] == ["ok"]
     assert row["text_area_ratio"] == pytest.approx(1 / 16, abs=0.03)
     assert row["text_overlap_num_chars"] == 0  # half sure is not enough for the caption
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "side", "is_text"),
+    [
+        ("or", 0.65, 19, False),  # as an emoji was read
+        ("1V", 0.83, 15, False),
+        ("VS", 0.99, 11, True),  # a button that shows two letters
+        ("VS", 0.9, 11, True),
+        ("918", 0.58, 19, False),
+        ("HOSIRY", 0.62, 6, True),
+        ("ok", 0.5, 5, True),  # 3 % of the picture per letter
+        ("ok", 0.5, 6, False),  # 4.5 %
+    ],
+)
+def test_a_drawing_is_no_letter(text: str, confidence: float, side: int, is_text: bool) -> None:
+    corners = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float32)
+    row = TextSpotting()._describe([Spotted(text, confidence, corners)], (20, 20), text)
+    assert row["text_strings"] == ([text] if is_text else [])
+    assert (row["text_area_ratio"] > 0) is is_text
+    assert len(row["text_boxes"]) == is_text
 
 
 @pytest.mark.parametrize(
