@@ -90,7 +90,7 @@ class TwoTowerModel:
         import torch
 
         patches, grids = stack_patches(self._settings, prepared)
-        values = self._normalise(torch.from_numpy(patches).unflatten(2, (-1, 3))).flatten(2)
+        values = self._normalise(torch.from_numpy(patches.reshape(*patches.shape[:2], -1, 3))).flatten(2)
         mask = torch.arange(patches.shape[1]) < torch.from_numpy(grids.prod(axis=1))[:, None]
         return {
             "pixel_values": values.to(self._dtype),
@@ -235,7 +235,7 @@ def _from_pretrained(model: str, revision: str) -> Any:
 
 def _check_shape(config: Any, settings: ImageSettings, model: str) -> None:
     """Raise where the pictures that the image processor makes are not those that the image tower takes."""
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     patch_size = int(vision.patch_size) if getattr(vision, "model_type", "") == _NATIVE_TOWER else 0
     if patch_size != settings.patch_size:
         taken, made = (
