@@ -23,7 +23,8 @@ class TargetSimilarity(ShardOperator):
     """Cosines with target embeddings: the largest (NormSim-inf, arXiv 2405.19547; CiT, arXiv 2301.02241) and their norm (NormSim-2).
 
     target_similarity        the largest cosine with any target, -1 to 1
-    target_norm_similarity   the square root of the sum of squared cosines, 0 and up: many targets that are somewhat near count too
+    target_norm_similarity   the square root of the sum of squared cosines, 0 and up: many targets that are somewhat near count too.
+                             A cosine below 0 counts as much as one above it: mind that where a model has many such
     target_nearest           number of the nearest target, in the order of the file; the first of equal ones
 
     `targets` is a .npy, .npz or .parquet file of embeddings by the same model. Reads `image_embedding` of clip_embedding, or, as CiT does
