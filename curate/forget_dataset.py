@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.build import SIZES_FILE
-from curate.forget_files import Eraser, digest_file, open_seekable
+from curate.forget_files import Eraser, digest_file
 from curate.forgotten import is_in
 from curate.pack import TAR_BYTES_KEY, TAR_SHA256_KEY, index_members
 from curate.store import Pool, Store
@@ -163,7 +163,7 @@ def _commit_sidecar(
     eraser: Eraser, store: Store, entry: ShardEntry, table: pa.Table, gone: Sequence[str]
 ) -> ShardEntry:
     """Write the sidecar of the samples that stay, with where their members lie in the tar as it is now."""
-    with open_seekable(store, entry.tar) as tar:
+    with store.open_seekable(entry.tar) as tar:
         members = index_members(tar)
         tar_bytes = tar.seek(0, 2)
     tar_sha256 = digest_file(store, entry.tar)

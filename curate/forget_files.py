@@ -7,10 +7,7 @@ that was killed knows, when it goes on, what a file was before.
 import hashlib
 import io
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
@@ -20,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.store import Pool, Store
-from curate.tar import BLOCK, Member, TarWriter, index_tar
+from curate.tar import BLOCK, Member, TarWriter, index_tar, split_name
 
 _CHUNK_BYTES = 8 << 20
 _ARROW_SCHEMA_KEY = b"ARROW:schema"
@@ -148,9 +145,9 @@ class Eraser:
         """Rewrite a tar without the members of `keys`, the others byte for byte; tell whether it held any."""
         if not keys:
             return False
-        with open_seekable(store, path) as file:
+        with store.open_seekable(path) as file:
             members = list(index_tar(file))
-            kept = [member for member in members if keys.isdisjoint(member_keys(member))]
+            kept = [member for member in members if keys.isdisjoint(split_name(member.name)[0])]
             if len(kept) == len(members):
                 return False
             self.rewrite(store, path, uids, lambda out: _copy_members(file, members, kept, out))
@@ -217,25 +214,6 @@ def digest_file(store: Store, path: str) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def member_keys(member: Member) -> set[str]:
-    """Return the keys that a member's sample may be called by: its name up to the first dot, with its folder and without."""
-    folder, slash, name = member.name.rpartition("/")
-    base = name.partition(".")[0]
-    return {base, f"{folder}{slash}{base}"}
-
-
-@contextmanager
-def open_seekable(store: Store, path: str) -> Iterator[BinaryIO]:
-    """Open a file to jump in; one behind a network is fetched whole, in large pieces."""
-    with store.open(path) as file:
-        if store.is_local and "://" not in path:
-            yield file
-            return
-        with tempfile.TemporaryFile() as local:
-            shutil.copyfileobj(file, local, _CHUNK_BYTES)
-            yield local
 
 
 def empty_rows(table: pa.Table, is_gone: Mask, values: Mapping[str, object]) -> pa.Table:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from curate.forget import Work
-from curate.forget_files import Eraser, Mask, digest_file, member_keys, open_seekable
+from curate.forget_files import Eraser, Mask, digest_file
 from curate.forgotten import is_in
 from curate.store import Store
-from curate.tar import index_tar
+from curate.tar import index_tar, split_name
 from pipelines.export.repeat import UID_TYPE, parse_uids
 from pipelines.export.target import EXPORT_FILE
 from schemas.errors import InputError
@@ -115,8 +115,8 @@ def _forget_in_file(eraser: Eraser, store: Store, path: str, uids: frozenset[str
     """Remove samples from one file; return the uid of everything that was removed, of each repetition again."""
     suffix = PurePosixPath(path).suffix
     if suffix == ".tar":  # its samples are named by their uid, or by UID-COPY
-        with open_seekable(store, path) as file:
-            keys = {key for member in index_tar(file) for key in member_keys(member)}
+        with store.open_seekable(path) as file:
+            keys = {key for member in index_tar(file) for key in split_name(member.name)[0]}
         gone = sorted(key for key in keys if key.partition("-")[0] in uids)
         return [key.partition("-")[0] for key in gone] if eraser.tar(store, path, frozenset(gone), gone) else []
     if suffix == ".parquet" and "uid" in store.read_footer(path).schema.to_arrow_schema().names:
@@ -182,7 +182,7 @@ def _count_all(store: Store, content: dict[str, Any], num_gone: int) -> int:
 
 
 def _count_samples(store: Store, path: str) -> int:
-    with open_seekable(store, path) as file:
+    with store.open_seekable(path) as file:
         return len({member.name.partition(".")[0] for member in index_tar(file)})
 
 
