@@ -89,6 +89,11 @@ class BuildReport:
 Describe = Callable[[Pool, str, Store, DatasetIndex], Mapping[str, bytes]]
 
 
+def no_documents(*_: object) -> Mapping[str, bytes]:
+    """Return no documents: nothing is put beside a dataset."""
+    return {}
+
+
 def build(
     pool: Pool,
     selection: str,
@@ -97,7 +102,7 @@ def build(
     *,
     executor: Executor,
     progress: Progress,
-    describe: Describe = lambda *_: {},
+    describe: Describe = no_documents,
 ) -> BuildReport:
     """Write the dataset of a selection (its name or its folder) into `out/<name>-<fp12>/`; a complete one is left as it is.
 

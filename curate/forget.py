@@ -24,10 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curate.build import Describe, no_documents
 from curate.fetch.ingest import FOLDER as PLANS_FOLDER
 from curate.fetch.ingest import load_plans
 from curate.fingerprint import canonical_json
-from curate.forget_dataset import DatasetFolder, Describe, find_datasets, forget_in_dataset, no_documents
+from curate.forget_dataset import DatasetFolder, find_datasets, forget_in_dataset
 from curate.forget_files import Change, Eraser, Journal, Left, digest_file
 from curate.forget_hidden import forget_hidden
 from curate.forget_pool import forget_in_annotations, forget_in_plans, forget_in_shard, read_texts

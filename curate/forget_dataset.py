@@ -5,7 +5,7 @@ find sizes that the index does not state, and say so.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.build import SIZES_FILE
+from curate.build import SIZES_FILE, Describe, no_documents
 from curate.forget_files import Eraser, digest_file
 from curate.forgotten import is_in
 from curate.pack import TAR_BYTES_KEY, TAR_SHA256_KEY, index_members
@@ -22,15 +22,7 @@ from schemas.dataset import INDEX_FILE, DatasetIndex, ShardEntry
 from schemas.errors import InputError, WinnowError
 from schemas.selection import SELECTION_FILE
 
-# Given the pool, the selection's folder, the dataset's folder and its index: small files that go beside a dataset, by name.
-Describe = Callable[[Pool, str, Store, DatasetIndex], Mapping[str, bytes]]
-
 _MEMBERS = ("image", "json", "txt")
-
-
-def no_documents(*_: object) -> Mapping[str, bytes]:
-    """Return no documents: nothing is made anew beside a dataset."""
-    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
