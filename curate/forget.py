@@ -29,7 +29,7 @@ from curate.fetch.ingest import FOLDER as PLANS_FOLDER
 from curate.fetch.ingest import load_plans
 from curate.fingerprint import canonical_json
 from curate.forget_dataset import DatasetFolder, find_datasets, forget_in_dataset
-from curate.forget_files import Change, Eraser, Journal, Left, digest_file
+from curate.forget_files import Change, Eraser, Journal, Left
 from curate.forget_hidden import forget_hidden
 from curate.forget_pool import forget_in_annotations, forget_in_plans, forget_in_shard, read_texts
 from curate.forget_selection import forget_in_selection
@@ -406,14 +406,14 @@ def _remove_answers(work: Work, cache: AnswerCache, folder: str, keys: Sequence[
     if work.eraser.is_dry:
         work.eraser.journal.note(path, [])
         return
-    before = digest_file(store, ANSWERS_FILE)
+    before = store.sha256(ANSWERS_FILE)
     if not cache.forget(keys):
         work.eraser.journal.leave(
             path,
             "another process has it open, so its log may hold answers that were removed",
             "end that process and run the same command again",
         )
-    work.eraser.journal.note(path, [], before, digest_file(store, ANSWERS_FILE))
+    work.eraser.journal.note(path, [], before, store.sha256(ANSWERS_FILE))
 
 
 def _name_lists(work: Work, shards: set[int]) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.build import SIZES_FILE, Describe, no_documents
-from curate.forget_files import Eraser, digest_file
+from curate.forget_files import Eraser
 from curate.forgotten import is_in
 from curate.pack import TAR_BYTES_KEY, TAR_SHA256_KEY, index_members
 from curate.store import Pool, Store
@@ -158,7 +158,7 @@ def _commit_sidecar(
     with store.open_seekable(entry.tar) as tar:
         members = index_members(tar)
         tar_bytes = tar.seek(0, 2)
-    tar_sha256 = digest_file(store, entry.tar)
+    tar_sha256 = store.sha256(entry.tar)
     for kind in _MEMBERS:
         places = [members.get(key, {}).get(kind) for key in table["key"].to_pylist()]
         for name, values in (
@@ -177,7 +177,7 @@ def _commit_sidecar(
         num_samples=table.num_rows,
         tar_bytes=tar_bytes,
         tar_sha256=tar_sha256,
-        parquet_sha256=digest_file(store, entry.parquet),
+        parquet_sha256=store.sha256(entry.parquet),
     )
 
 

@@ -164,7 +164,7 @@ class Eraser:
             self.journal.note(store.locate(path), uids)
             return
         store.remove_abandoned(path.rpartition("/")[0])
-        before = digest_file(store, path) if store.exists(path) else ""
+        before = store.sha256(path) if store.exists(path) else ""
         with store.commit(path) as file:
             out = HashingFile(file)
             write(out)
@@ -173,7 +173,7 @@ class Eraser:
     def remove(self, store: Store, path: str, uids: Sequence[str]) -> None:
         """Remove a file if it exists."""
         if store.exists(path):
-            self.journal.note(store.locate(path), uids, "" if self.is_dry else digest_file(store, path))
+            self.journal.note(store.locate(path), uids, "" if self.is_dry else store.sha256(path))
             if not self.is_dry:
                 store.remove(path)
 
@@ -205,15 +205,6 @@ class HashingFile(io.RawIOBase):
     def tell(self) -> int:
         """Return the number of bytes written."""
         return self._position
-
-
-def digest_file(store: Store, path: str) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with store.open(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def empty_rows(table: pa.Table, is_gone: Mask, values: Mapping[str, object]) -> pa.Table:

@@ -4,6 +4,7 @@ A file appears under its final name only when it is whole (written beside it, fl
 done" and resuming needs no progress database. Object stores give the same promise by making an upload visible at its end.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -116,6 +117,14 @@ class Store:
         """Return a whole file."""
         with self.open(path) as file:
             return file.read()
+
+    def sha256(self, path: str) -> str:
+        """Return the sha256 of a file, which is read in pieces."""
+        digest = hashlib.sha256()
+        with self.open(path) as file:
+            while chunk := file.read(_REMOTE_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def num_bytes(self, path: str) -> int:
         """Return the size of a file in bytes."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from curate.forget import Work
-from curate.forget_files import Eraser, Mask, digest_file
+from curate.forget_files import Eraser, Mask
 from curate.forgotten import is_in
 from curate.store import Store
 from curate.tar import index_tar, split_name
@@ -97,7 +97,7 @@ def _forget_in_folder(eraser: Eraser, store: Store, uids: frozenset[str]) -> Non
         sizes = {path: _count_samples(store, path) for path in json.loads(store.read_bytes(_SIZES_FILE))}
         eraser.replace(store, _SIZES_FILE, sorted(gone), (json.dumps(sizes, indent=2) + "\n").encode())
     _update_card(eraser, store, content, sorted(gone))
-    files = {path: {"bytes": store.num_bytes(path), "sha256": digest_file(store, path)} for path in content["files"]}
+    files = {path: {"bytes": store.num_bytes(path), "sha256": store.sha256(path)} for path in content["files"]}
     if files == content["files"]:
         return
     before, after = content["num_samples"], _count_all(store, content, num_gone)

@@ -102,7 +102,7 @@ class Target:
                 "another --out, or remove it"
             )
         for path, entry in content["files"].items():
-            if not self.store.exists(path) or _digest(self.store, path) != entry["sha256"]:
+            if not self.store.exists(path) or self.store.sha256(path) != entry["sha256"]:
                 raise InputError(
                     f"{self.store.locate(path)} is not as it was exported; remove {self.store.root} and export again"
                 )
@@ -270,7 +270,7 @@ def write_single(out: str, write: Callable[[DigestingFile], None]) -> tuple[str,
         write(file)
     try:
         if store.exists(name):
-            if _digest(store, name) != files[staged]["sha256"]:
+            if store.sha256(name) != files[staged]["sha256"]:
                 raise InputError(
                     f"{store.locate(name)} exists and holds something else; give another --out, or remove it"
                 )
@@ -300,11 +300,3 @@ def _copy(source: str, target: str) -> None:
     target_path = url_to_fs(target)[1]
     filesystem.makedirs(target_path.rpartition("/")[0], exist_ok=True)
     filesystem.cp_file(source_path, target_path)
-
-
-def _digest(store: Store, path: str) -> str:
-    digest = hashlib.sha256()
-    with store.open(path) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Committing, resuming, labels, on a local disk and in an object store."""
 
+import hashlib
 import os
 import pickle
 import time
@@ -30,6 +31,7 @@ def test_files_come_back(store: Store) -> None:
     assert store.list_names("a", ".json") == ["c.json"]
     assert store.list_names("nothing") == []
     assert store.num_bytes("a/b.bin") == 4
+    assert store.sha256("a/b.bin") == hashlib.sha256(b"data").hexdigest()
     assert store.exists("a/b.bin")
     store.remove("a/b.bin")
     store.remove("a/b.bin")
