@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from curate.fetch.errors import OPTED_OUT, ROBOTS_DISALLOWED
 from curate.selection import ELEMENTS
 from pipelines.card import read_facts
 from pipelines.export.source import DatasetSource
@@ -67,8 +68,11 @@ def describe(index: DatasetIndex, facts: Mapping[str, Any], suffix: str = "jpg")
     }
     if licences:
         content["license"] = licences[0] if len(licences) == 1 else licences
+    # Whether hosts' wishes were asked for is a setting, and imported pictures were fetched by somebody else: the outcomes tell.
+    outcomes: Mapping[str, int] = facts.get("outcomes") or {}
     content["rai:dataCollection"] = (
-        "Pictures were fetched from the URLs of lists, with robots.txt and X-Robots-Tag obeyed."
+        "Pictures come from the URLs of lists, or from files that were imported. Left out at the wish of their hosts: "
+        f"{outcomes.get(ROBOTS_DISALLOWED, 0)} by robots.txt, {outcomes.get(OPTED_OUT, 0)} by X-Robots-Tag."
     )
     content["rai:dataPreprocessingProtocol"] = _protocol(index)
     content["distribution"] = list(_distribution(index, has_tars, suffix))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from curate.executor import Executor
+from curate.fetch.errors import OPTED_OUT, ROBOTS_DISALLOWED
 from curate.store import Pool
 from pipelines.export.croissant import describe, export
 from pipelines.export.source import DatasetSource
@@ -45,6 +46,13 @@ def test_steps_and_licences_are_told(source: DatasetSource) -> None:
         "downloaded: status = 'success' (dropped 6, left 30)",
         "whole: row <> 4 (dropped 3, left 27)",
     ]
+
+
+def test_what_hosts_forbade_is_told_and_nothing_is_claimed_of_the_rest(source: DatasetSource) -> None:
+    content = describe(source.index, {"outcomes": {"success": 30, ROBOTS_DISALLOWED: 2, OPTED_OUT: 1}})
+    assert str(content["rai:dataCollection"]).endswith("2 by robots.txt, 1 by X-Robots-Tag.")
+    # Of a pool that was imported there are no outcomes.
+    assert "obeyed" not in str(describe(source.index, {})["rai:dataCollection"])
 
 
 def test_a_view_describes_only_what_is_its_own(pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
