@@ -149,7 +149,7 @@ class Loader:
         self.steps_per_epoch = self.epoch_samples // config.batch_size
         if not self.steps_per_epoch:
             raise InputError(
-                f"an epoch of {self.epoch_samples} samples does not fill one batch of {config.batch_size}; lower batch_size"
+                f"an epoch of {self.epoch_samples} samples does not fill one batch of {config.batch_size}; lower batch_size to that or less"
             )
         self._order: tuple[int, Indices] = (-1, np.zeros((0, 0), dtype=np.int64))
         draws = [TextDraw.resolve(text, dataset.table.columns) for text in config.texts]
