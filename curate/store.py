@@ -111,6 +111,7 @@ class Store:
                 return
             with tempfile.TemporaryFile() as local:
                 shutil.copyfileobj(file, local, _REMOTE_BYTES)
+                local.seek(0)
                 yield local
 
     def read_bytes(self, path: str) -> bytes:

@@ -41,6 +41,7 @@ def test_files_come_back(store: Store) -> None:
 def test_a_file_can_be_jumped_about_in(store: Store) -> None:
     store.commit_bytes("a.bin", b"0123456789")
     with store.open_seekable("a.bin") as file:
+        assert file.read(1) == b"0"
         assert file.seek(0, 2) == 10
         file.seek(4)
         assert file.read(2) == b"45"
