@@ -15,7 +15,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 300.0
+START_SECONDS = 200.0
 # Ray notices most deaths by itself within half a minute, and says more about them; after a minute without its store it ends the process in
 # words of its own.
 DEAD_SECONDS = 45.0

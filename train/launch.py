@@ -84,6 +84,8 @@ def launch_ray(
 
 def _connect(address: str, num_workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray when it is imported
+    # Else a node answers its first driver when the workers it begins with are all there: if one of them dies before, never.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray
 
     if ray.is_initialized():

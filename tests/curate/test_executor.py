@@ -15,6 +15,7 @@ import pytest
 
 from curate.executor import Executor
 from schemas.errors import ContractError, InputError
+from tests.kill.processes import Process, descendants, kill, reap
 
 
 def square(unit: int) -> int:
@@ -340,6 +341,34 @@ def test_a_cluster_is_joined_by_its_address() -> None:
     finally:
         cluster.terminate()
         cluster.wait()
+
+
+def is_new_worker(process: Process) -> bool:
+    # A node's own command tells how it starts workers, and its agents are called by their tasks as workers are.
+    return process.command.startswith("ray::IDLE") or ("default_worker.py" in process.command and not process.is_node)
+
+
+def test_a_worker_that_dies_as_soon_as_it_is_there_stops_nothing() -> None:
+    driver = """
+        from curate.executor import Executor
+
+        with Executor(num_workers=2) as executor:
+            print(sorted(outcome.result for outcome in executor.map(abs, [-3, -2])))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(driver)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        # Ray's node waits for its first workers before it answers a driver, where it begins with some.
+        while not (workers := [child for child in descendants(process.pid) if is_new_worker(child)]):
+            assert process.poll() is None
+            time.sleep(0.02)
+        kill(workers[0].pid)
+        output, _ = process.communicate(timeout=150)
+        assert (process.returncode, output) == (0, "[2, 3]\n")
+    finally:
+        alive = descendants(process.pid)
+        process.kill()
+        reap(alive)
 
 
 def test_an_address_where_nobody_listens_is_named() -> None:

@@ -26,7 +26,9 @@ class Process:
     @property
     def is_worker(self) -> bool:
         """A process that runs tasks or actors, or a loader's worker."""
-        return self.command.startswith("ray::") or "default_worker.py" in self.command or "spawn_main" in self.command
+        # The node's own command tells how it starts workers.
+        is_ray = self.command.startswith("ray::") or ("default_worker.py" in self.command and not self.is_node)
+        return is_ray or "spawn_main" in self.command
 
 
 def descendants(pid: int) -> list[Process]:
