@@ -17,7 +17,7 @@ import pyarrow as pa
 from curate.annotation_file import OriginKey, StoredColumns, write_annotations
 from curate.columns import Batches, Input, Output, gather, scatter
 from curate.lookahead import Lookahead
-from curate.operator import IMAGE_COLUMN, IMAGE_LUMA_COLUMN, Annotate, Prepare, ShardOperator
+from curate.operator import IMAGE_COLUMN, IMAGE_LUMA_COLUMN, Annotate, Operator, Prepare, ShardOperator
 from curate.plan import Origin, Planned
 from curate.shard_reader import Chunk, read_chunks
 from curate.store import Pool, ShardHeader
@@ -29,6 +29,8 @@ _prepares: dict[str, Prepare | None] = {}
 _load_lock = threading.Lock()
 # Seconds in each operator, by fingerprint.
 Spent = defaultdict[str, float]
+# While the columns of one chunk are made, a GPU computes the next.
+_GPU_CALLS = 2
 _PICTURE_KEYS: dict[str, OriginKey] = {kind: (kind, "", kind) for kind in (IMAGE_COLUMN, IMAGE_LUMA_COLUMN)}
 
 
@@ -168,10 +170,10 @@ def stream_shard(row_pass: RowPass, header: ShardHeader) -> Iterator[StreamItem 
 def load_consumer(row_pass: RowPass) -> Callable[[ShardHeader, Iterator[StreamItem | ShardReport]], ShardReport]:
     """Return the function that runs the models of a pass on what `stream_shard` yields.
 
-    One model call at a time, but for operators that ask for several; then chunks, of one shard or more, are worked on side by side.
+    One model call at a time, but for operators that ask for several, or may be called twice at once on a GPU; then chunks, of one shard
+    or more, are worked on side by side.
     """
-    operators = [p.operator for p in row_pass.plan if isinstance(p.operator, ShardOperator) and p.has_model]
-    num_chunks = max((operator.resources.concurrent_batches for operator in operators), default=1)
+    num_chunks = max((_num_calls(p.operator) for p in row_pass.plan if p.has_model), default=1)
     lookahead = Lookahead(functools.partial(_run_late, threading.Lock()), num_chunks)
     return functools.partial(_consume, row_pass, lookahead)
 
@@ -226,9 +228,9 @@ def _run_late(lock: threading.Lock, work: _Late) -> _LateResult:
     inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
     for planned in late:
         batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned), inputs.spent)
-        assert isinstance(planned.operator, ShardOperator)
-        bears_threads = planned.operator.resources.concurrent_batches > 1
-        with nullcontext() if bears_threads else lock:
+        if size := _gpu_batch_size(planned.operator):
+            batches = Batches.concat([batches], size)
+        with nullcontext() if _num_calls(planned.operator) > 1 else lock:
             outputs[planned.fingerprint] = _run(planned, batches, inputs.spent)
         inputs.add(planned, outputs[planned.fingerprint])
     return item, outputs, inputs.spent
@@ -363,9 +365,25 @@ def _run(planned: Planned, batches: Batches, spent: Spent) -> Output:
     annotate = _loaded[planned.fingerprint]
     started = time.monotonic()
     output = scatter(operator, batches, [annotate(table) for table in batches.tables])
-    # Batches that wait at the same time for a program elsewhere share what it took.
-    spent[planned.fingerprint] += (time.monotonic() - started) / operator.resources.concurrent_batches
+    # Batches that wait at the same time for a program elsewhere, or for a GPU, share what it took.
+    spent[planned.fingerprint] += (time.monotonic() - started) / _num_calls(operator)
     return output
+
+
+def _gpu_batch_size(operator: Operator) -> int:
+    """Return the rows of a call of an operator whose model runs on a GPU in this process; 0 where it does not, or knows no difference."""
+    if not isinstance(operator, ShardOperator) or not operator.resources.gpu_batch_size:
+        return 0
+    from curate.models.staging import has_gpu
+
+    return operator.resources.gpu_batch_size if has_gpu() else 0
+
+
+def _num_calls(operator: Operator) -> int:
+    """Return how many calls of an operator there may be at once in this process."""
+    if _gpu_batch_size(operator):
+        return _GPU_CALLS
+    return operator.resources.concurrent_batches if isinstance(operator, ShardOperator) else 1
 
 
 def _add(spent: Spent, more: Mapping[str, float]) -> None:

@@ -169,8 +169,19 @@ def prepare_images(settings: ImageSettings, column: pa.ChunkedArray) -> pa.Array
 
 def stack_images(settings: ImageSettings, column: pa.ChunkedArray) -> np.ndarray:
     """Return what `prepare_images` made as one array (rows, height, width, 3) of bytes."""
+    return _view_images(settings, column.combine_chunks())
+
+
+def fill_images(settings: ImageSettings, column: pa.ChunkedArray, out: np.ndarray) -> None:
+    """Copy what `prepare_images` made to `out`, bytes (rows, height, width, 3): once, in however many chunks it comes."""
+    start = 0
+    for chunk in column.chunks:
+        out[start : start + len(chunk)] = _view_images(settings, chunk)
+        start += len(chunk)
+
+
+def _view_images(settings: ImageSettings, rows: pa.FixedSizeBinaryArray) -> np.ndarray:
     height, width = settings.size
-    rows = column.combine_chunks()
     data = np.frombuffer(rows.buffers()[1], dtype=np.uint8)
     size = height * width * 3
     return data[rows.offset * size : (rows.offset + len(rows)) * size].reshape(len(rows), height, width, 3)

@@ -67,11 +67,12 @@ class CaptionListScore(TowerOperator):
         pad_id = load_tokenize(self.model, self.revision).pad_id
 
         def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
-            ids = batch["ids"].to_pylist()
-            features = model.encode_ids([one for row in ids for one in row], pad_id)
-            owners = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
+            ids = batch["ids"].combine_chunks()
+            features = model.encode_ids(ids.flatten(), pad_id)
+            counts = ids.value_lengths().to_numpy()
+            owners = np.repeat(np.arange(len(ids)), counts)
             scores, agreements = (
-                _deal(_cosines(features, to_matrix(batch[name]), owners).tolist(), [len(row) for row in ids])
+                _deal(_cosines(features, to_matrix(batch[name]), owners).tolist(), counts.tolist())
                 for name in ("image_embedding", "text_embedding")
             )
             lists = batch["captions"].to_pylist()

@@ -38,6 +38,6 @@ class ClipTextEmbedding(TowerOperator):
         pad_id = load_tokenize(self.model, self.revision).pad_id
 
         def annotate(batch: pa.Table) -> Mapping[str, Sequence[Any]]:
-            return {"text_embedding": to_half(model.encode_ids(batch.column("ids").to_pylist(), pad_id))}
+            return {"text_embedding": to_half(model.encode_ids(batch.column("ids"), pad_id))}
 
         return annotate

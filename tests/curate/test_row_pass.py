@@ -191,6 +191,37 @@ def test_chunks_wait_side_by_side_where_an_operator_bears_it(
     assert read(row_pass, "patient") == read(row_pass, "after") == captions
 
 
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_gpu_gets_whole_chunks_two_at_a_time(
+    pool_builder: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    from curate import shard_reader
+    from curate.models import staging
+
+    monkeypatch.setattr(shard_reader, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(staging, "has_gpu", lambda: has_gpu)
+    pool = pool_builder(num_shards=1, shard_size=40)
+    tower = step(
+        "tower",
+        ["alt_text"],
+        resources=Resources(model=True, batch_size=4, gpu_batch_size=8),
+        load=load_slow_length,
+    )
+    after = step("after", ["tower_x"], [tower])
+    row_pass = make_pass(pool, after)
+    consume(row_pass)
+    entered = [size for name, size in calls if name == "tower enters"]
+    # A chunk of ten has nine captions where the first dozen's null is.
+    sizes = {False: [4, 4, 1] + [4, 4, 2] * 3, True: [8, 1] + [8, 2] * 3}
+    assert sorted(entered) == sorted(sizes[has_gpu])
+    running = [
+        sum(1 if "enters" in name else -1 for name, _ in calls[:n] if "tower" in name) for n in range(len(calls))
+    ]
+    assert max(running) == (2 if has_gpu else 1)
+    captions = [None if row.caption is None else len(row.caption) for row in make_rows(40)]
+    assert read(row_pass, "tower") == read(row_pass, "after") == captions
+
+
 def test_what_is_there_is_read_and_not_computed(tiny_pool: Pool) -> None:
     first = step("first", ["alt_text"])
     second = step("second", ["first_x", "image"], [first])

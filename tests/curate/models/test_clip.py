@@ -1,5 +1,6 @@
 """Checkpoints of `winnow train` score a pool with the features that training gives; what a model takes is what it is fed."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from PIL import Image
 
 from curate.columns import Input
 from curate.images import to_column
-from curate.models.clip import load_model
+from curate.models import staging
+from curate.models.clip import TwoTowerModel, load_model, load_tokenize
 from curate.models.preprocess import load_settings, prepare_images, stack_images, stack_patches
+from curate.models.staging import Feeder
 from curate.operators.clip_embedding import ClipEmbedding
 from curate.operators.clip_score import ClipScore
 from curate.operators.clip_text_embedding import ClipTextEmbedding
@@ -146,3 +149,60 @@ def test_a_processor_that_does_not_fit_its_tower_is_refused(tmp_path: Path) -> N
     (native / "preprocessor_config.json").write_text(json.dumps({**json.loads(texts[0]), "patch_size": 16}))
     with pytest.raises(InputError, match=r"patches of 8 pixels .* makes .* patches of 16 pixels"):
         load_model(str(native))
+
+
+def as_on_a_gpu(model: TwoTowerModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> None:
+    """Let a model on the CPU cut its tables, and compute in `dtype`, as it does on a GPU."""
+    monkeypatch.setattr(model._feeder, "is_gpu", True)
+    monkeypatch.setattr(staging, "PART_TOKENS", 45)
+    monkeypatch.setattr(model, "_network", copy.deepcopy(model._network).to(dtype))
+
+
+def make(kind: str, folder: Path) -> Path:
+    if kind == "siglip":
+        return make_siglip(folder)
+    return make_siglip2(folder) if kind == "siglip2" else make_checkpoint(folder, image_tower=kind)
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext", "resnet", "navit", "siglip", "siglip2"])
+def test_parts_of_a_table_are_put_together(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(kind, tmp_path / kind)
+    model, tokenize = load_model(str(folder)), load_tokenize(str(folder))
+    made = pictures(SHAPES * 3)
+    whole = model.encode_images(prepare(folder, made)), model.encode_ids(tokenize(TEXTS * 3), tokenize.pad_id)
+    runs = []
+    monkeypatch.setattr(model._feeder, "run", lambda *given: runs.append(Feeder.run(model._feeder, *given)) or runs[-1])
+    as_on_a_gpu(model, monkeypatch)
+    parts = model.encode_images(prepare(folder, made)), model.encode_ids(tokenize(TEXTS * 3), tokenize.pad_id)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert len(runs) == 2
+    assert np.abs(np.diff(whole[1], axis=0)).max() > 0.01
+
+
+def test_rows_too_much_for_half_precision_are_computed_in_single(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_checkpoint(tmp_path / "vit")
+    model, tokenize = load_model(str(folder)), load_tokenize(str(folder))
+    made, ids = prepare(folder), tokenize(TEXTS)
+    images, texts = model.encode_images(made), model.encode_ids(ids, tokenize.pad_id)
+    as_on_a_gpu(model, monkeypatch, torch.float16)
+    half = model.encode_images(made), model.encode_ids(ids, tokenize.pad_id)
+    np.testing.assert_allclose(half[0], images, atol=2e-3)
+    np.testing.assert_allclose(half[1], texts, atol=2e-3)
+    assert not np.array_equal(half[0], images)
+    assert caplog.records == []
+    # A word that the tower cannot bear: its texts, and no others, are computed once more.
+    word = tokenize(["red"])[0][1]
+    model._network.text_model.embeddings.token_embedding.weight.data[word] = torch.inf
+    found = model.encode_ids(ids, tokenize.pad_id)
+    has_word = [word in row for row in ids]
+    assert has_word == [True, False, False, False, False]
+    np.testing.assert_allclose(found[has_word], texts[has_word], atol=1e-6)
+    np.testing.assert_array_equal(found[1:], half[1][1:])
+    assert [record.getMessage() for record in caplog.records] == [
+        "half precision overflowed, computed in single precision rows=1"
+    ]
+    model._network.vision_model.embeddings.class_embedding.data[:] = 7e4
+    np.testing.assert_allclose(model.encode_images(made), images, atol=1e-6)

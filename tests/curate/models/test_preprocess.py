@@ -13,11 +13,13 @@ from PIL import Image
 from curate.images import to_column
 from curate.models.preprocess import (
     ImageSettings,
+    fill_images,
     fit_patches,
     load_settings,
     parse_settings,
     prepare_images,
     read_config,
+    stack_images,
     stack_patches,
 )
 from schemas.errors import InputError
@@ -107,6 +109,16 @@ def test_a_damaged_configuration_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config\.json of .* is no JSON object"):
         read_config(str(tmp_path), "", "config.json")
+
+
+def test_pictures_in_any_number_of_chunks_are_put_together() -> None:
+    found = parse_settings({"size": 16, "crop_size": {"height": 12, "width": 16}}, "some/model")
+    whole = prepare_images(found, _column(pictures()))
+    column = pa.chunked_array([whole.slice(2, 3), whole.slice(5, 0), whole.slice(5, 1), whole.slice(6)])
+    out = np.zeros((7, 12, 16, 3), np.uint8)
+    fill_images(found, column, out)
+    np.testing.assert_array_equal(out, stack_images(found, pa.chunked_array([whole]))[2:])
+    assert np.ptp(out.reshape(7, -1), axis=1).all()
 
 
 def _prepare(found: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
