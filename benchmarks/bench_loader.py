@@ -39,8 +39,9 @@ from benchmarks.loader_peers import (
 )
 from tests.train.dataset_builder import Sample, make_uid, write_dataset
 from train.crop import Box, random_box
+from train.decoder import Decoder, use_one_thread
 from train.index import Dataset
-from train.loader import Decoder, Loader, LoaderConfig, use_one_thread
+from train.loader import Loader, LoaderConfig
 
 SIZE = 224
 NUM_SAMPLES = 4000

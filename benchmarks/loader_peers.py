@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from train.loader import use_one_thread
+from train.decoder import use_one_thread
 
 BATCH = 64
 PREFETCH = 3

@@ -22,8 +22,8 @@ LONG_FUNCTIONS = {"train/trainer.py": 150}
 DOORS = {
     "ray": ("curate/executor.py", "curate/executor_llm.py", "train/launch.py"),
     "duckdb": ("curate/catalog.py",),
-    "simplejpeg": ("curate/images.py", "train/loader.py"),
-    "PIL": ("curate/images.py", "train/loader.py", "pipelines/sheet.py", "pipelines/sweep_plot.py", "pipelines/demo/"),
+    "simplejpeg": ("curate/images.py", "train/decoder.py"),
+    "PIL": ("curate/images.py", "train/decoder.py", "pipelines/sheet.py", "pipelines/sweep_plot.py", "pipelines/demo/"),
     "faiss": ("curate/kmeans.py", "train/neighbours.py"),
     "HanTa": ("curate/parsing/tagger.py",),
     "spacy": ("curate/parsing/spacy_parser.py",),
@@ -39,7 +39,7 @@ DOORS = {
 }
 # OpenCV computes in more places than it decodes in.
 DECODERS = {"imdecode", "imdecodemulti", "imread", "imreadmulti"}
-DECODING_FILES = {"curate/images.py", "curate/jpeg.py", "train/loader.py"}
+DECODING_FILES = {"curate/images.py", "curate/jpeg.py", "train/decoder.py"}
 # Environment variables are read by the command line; elsewhere only where another program speaks through them, and
 # for a server's key, which must not travel in arguments, files or logs.
 ENVIRONMENT_READERS = {"pipelines/cli/app.py", "train/distributed.py", "curate/models/engine_openai.py"}

@@ -13,6 +13,7 @@ from train.sampling import SamplingConfig
 from train.tower_config import TowerConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
+Decode = Literal["cpu", "gpu"]
 LossOption = float | bool | str | tuple[str, ...]
 LossSetting = float | Mapping[str, LossOption]
 ModelOption = int | str | tuple[int, ...]
@@ -114,6 +115,9 @@ class TrainConfig:
     sampling: SamplingConfig | None = None  # how draws depart from the weights
     replacement: bool = True  # draw each sample as often as its weight says; False: never twice in an epoch
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image's area a random crop keeps
+    decode: Decode = (
+        "cpu"  # gpu: nvJPEG decodes JPEGs on the GPU, which needs torchvision; pixels differ a little from the CPU's
+    )
     seed: int = 0
 
     # Machine.
@@ -164,12 +168,13 @@ class TrainConfig:
 
 def first_difference(before: Mapping[str, object], now: TrainConfig) -> str:
     """Return the first key that decides the result and differs, with both values; empty where the run may go on."""
-    after = now.to_dict()
+    # A key that the run was begun without has meant its default.
+    before, after = TrainConfig().to_dict() | dict(before), now.to_dict()
     for item in fields(now):
         if item.name in FREE_KEYS:
             continue
-        if before.get(item.name) != after[item.name]:
-            return f"{item.name} was {before.get(item.name)!r} and is now {after[item.name]!r}"
+        if before[item.name] != after[item.name]:
+            return f"{item.name} was {before[item.name]!r} and is now {after[item.name]!r}"
     return ""
 
 
@@ -223,6 +228,8 @@ def _check_numbers(config: TrainConfig) -> None:
         )
     if config.precision not in {"auto", "fp32", "bf16"}:
         raise InputError(f"precision must be auto, fp32 or bf16, got {config.precision!r}")
+    if config.decode not in {"cpu", "gpu"}:
+        raise InputError(f"decode must be cpu or gpu, got {config.decode!r}")
     low, high = config.crop_scale
     if not 0 < low <= high <= 1:
         raise InputError(f"crop_scale must be two shares 0 < low <= high <= 1, got {config.crop_scale}")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from train.columns import SampleColumns
+from train.gpu_decoder import GpuDecoder
 from train.loader import Batch
 from train.model import KEPT_PATCHES, ImageTextModel
 from train.packing import grid_key
@@ -44,18 +45,34 @@ class InputMaker:
         columns: SampleColumns,
         device: torch.device,
         rates: DrawRates | None = None,
+        decoder: GpuDecoder | None = None,
     ) -> None:
-        """`rates` answers a request for a `Rate`."""
+        """`rates` answers a request for a `Rate`; `decoder` takes batches whose pictures are files."""
         self._rates = rates
+        self._decoder = decoder
         self._model = model
         self._requests = requests
         self._columns = columns
         self._device = device
+        # Copies to a GPU wait for nothing that it computes, and nothing waits for them.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def make(self, batch: Batch) -> Inputs:
-        """Return the inputs of a batch."""
+        """Return the inputs of a batch, which are on the device when this returns."""
+        if self._stream is None:
+            return self._make(batch)
+        with torch.cuda.stream(self._stream):
+            inputs = self._make(batch)
+        self._stream.synchronize()
+        for tensor in (*inputs.towers.values(), *inputs.fields.values()):
+            # Its memory is this stream's, which may not use it again before the training has.
+            tensor.record_stream(torch.cuda.default_stream(self._device))
+        return inputs
+
+    def _make(self, batch: Batch) -> Inputs:
         views = wanted_views(self._requests)
-        towers = {view.key: batch.pictures[:, number] for number, view in enumerate(views)}
+        pictures = self._place_pictures(batch)
+        towers = {view.key: pictures[:, number] for number, view in enumerate(views)}
         if batch.grids is not None:
             towers |= {grid_key(view): batch.grids[:, number] for number, view in enumerate(views)}
         if views and self._model.patch_dropper is not None:
@@ -68,6 +85,17 @@ class InputMaker:
             assert self._rates is not None, "the trainer gives rates where a loss asks for them"
             fields[Rate().key] = torch.from_numpy(self._rates.take(batch.epoch, batch.indices))
         return Inputs(towers=self._move(towers | tokens), fields=self._move(fields), indices=batch.indices)
+
+    def _place_pictures(self, batch: Batch) -> torch.Tensor:
+        """Return uint8 (rows, views, ...) on the device: all views in one copy."""
+        if batch.files is None:
+            return batch.pictures.to(self._device, non_blocking=True)
+        assert self._decoder is not None, "the trainer gives a decoder where the loader leaves files"
+        rows, views = batch.pictures.shape[:2]
+        places = batch.pictures.permute(0, 1, 3, 4, 2).reshape(rows * views, -1)
+        uids = [uid for uid in batch.uids for _ in range(views)]
+        found = self._decoder.decode(places, batch.files.flatten(0, 1), uids)
+        return found.reshape(rows, views, *found.shape[1:])
 
     def _move(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: value.to(self._device, non_blocking=True) for key, value in tensors.items()}

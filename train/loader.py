@@ -5,29 +5,27 @@ dataset (index.py) -> order of the epoch (sampler.py) -> slice of this rank -> w
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
-from PIL import Image, ImageOps
 
 from schemas.errors import InputError, StaleDatasetError
 from train.augment import augment_picture
 from train.cache import SampleTable
 from train.captions import Mixture
+from train.config import Decode
 from train.crop import Box, aspect_box, center_box, fit_grid, random_box, to_patches
+from train.decoder import Decoder, use_one_thread
 from train.draws import TextDraw
 from train.index import Dataset
 from train.reader import ImageReader, TarFile
 from train.request import Text, View
 from train.sampler import Indices, further_seeds, position_words, sample_indices, uniforms
-from train.workers import Grids, Pixels, Request, WorkerPool
+from train.workers import NUM_FACTS, Facts, Pixels, Request, WorkerPool
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
 # Shards, offsets and sizes of images.
 Places = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], npt.NDArray[np.integer]]
-
-_EXIF_SEARCH_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +59,8 @@ class LoaderConfig:
     views: tuple[View, ...] = (View(),)  # pictures of each sample; none: nothing is read or decoded
     texts: tuple[Text, ...] = (Text(),)  # texts of each sample
     view_scale: tuple[float, float] = (0.08, 1.0)  # as `crop_scale`, of the augmented views
+    # "gpu": JPEGs stay files, which gpu_decoder.py turns into pictures; "cpu": workers decode.
+    decode: Decode = "cpu"
     num_workers: int = 2  # processes per rank; 0: decode in this process
     prefetch: int = 3  # batches being made ahead of the one in use
     pin_memory: bool = False  # for copies to a GPU beside its work
@@ -77,6 +75,10 @@ class LoaderConfig:
             raise InputError(f"crop_scale is two shares of the area with 0 < low <= high <= 1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise InputError(f"crop_ratio is two ratios with 0 < low <= high, got {self.crop_ratio}")
+        if self.decode == "gpu" and (self.patch_size or any(view.number for view in self.views)):
+            raise InputError(
+                "decode gpu is for square pictures that no loss augments; leave it out for image_tower navit and for losses that compare views"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,9 @@ class Batch:
     # With `patch_size`: (rows, views, most patches, patch * patch * 3), zeros after a picture's own.
     pictures: "torch.Tensor"
     grids: "torch.Tensor | None" = None  # with `patch_size`: int32 (rows, views, 2), rows and columns of patches
+    # With `decode="gpu"`: int32 (rows, views, 5). Where the first is above 0, so many bytes of a JPEG lie in the picture's place, and the
+    # others are the box of it to show.
+    files: "torch.Tensor | None" = None
     # Of each sample, the texts that the configuration asks for, one after the other; "" where there is none.
     captions: list[list[str]]
     uids: list[str]
@@ -182,6 +187,7 @@ class Loader:
             self.config.crop_ratio,
             *((self.config.views, self.config.texts, self.config.view_scale) if self._draws_further else ()),
             *((f"patches of {self.config.patch_size}",) if self.config.patch_size else ()),
+            *(("decode gpu",) if self.config.decode == "gpu" else ()),
         )
         return hashlib.sha256(f"{self.dataset.fingerprint} {chosen}".encode()).hexdigest()
 
@@ -205,9 +211,11 @@ class Loader:
             step, epoch, first = filled.request.key
             images = torch.from_numpy(filled.images)
             width = len(filled.texts) // self._rows
+            facts = torch.from_numpy(filled.facts).reshape(self._rows, -1, NUM_FACTS)
             yield Batch(
                 pictures=self._arrange(images.pin_memory() if self.config.pin_memory else images),
-                grids=torch.from_numpy(filled.grids).reshape(self._rows, -1, 2) if self.config.patch_size else None,
+                grids=facts[..., :2] if self.config.patch_size else None,
+                files=facts if self.config.decode == "gpu" else None,
                 captions=[filled.texts[row * width : (row + 1) * width] for row in range(self._rows)],
                 seeds=further_seeds(self.config.seed, epoch, first, first + self._rows),
                 uids=self.dataset.table.uids(filled.request.indices),
@@ -275,7 +283,7 @@ class _TrainJob:
     def start(self) -> None:
         use_one_thread()
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, facts: Facts) -> list[str]:
         _, epoch, position = key
         start = position + first
         draws = uniforms(position_words(self.config.seed, epoch, start, start + len(indices)))
@@ -283,9 +291,9 @@ class _TrainJob:
         for number, view in enumerate(self.config.views):
             own = slice(number, None, len(self.config.views))
             if self.config.patch_size:
-                self._fill_native(view, indices, draws, images[own], grids[own])
+                self._fill_native(view, indices, draws, images[own], facts[own])
             else:
-                self._fill_view(view, indices, draws, seeds, images[own])
+                self._fill_view(view, indices, draws, seeds, images[own], facts[own])
         texts: list[str] = []
         for index, draw, seed in zip(indices.tolist(), draws, seeds, strict=True):
             captions = self.table.captions(index)
@@ -295,7 +303,13 @@ class _TrainJob:
         return texts
 
     def _fill_view(
-        self, view: View, indices: Indices, draws: npt.NDArray[np.float64], seeds: Sequence[int], images: Pixels
+        self,
+        view: View,
+        indices: Indices,
+        draws: npt.NDArray[np.float64],
+        seeds: Sequence[int],
+        images: Pixels,
+        facts: Facts,
     ) -> None:
         config = self.config
         if view.column:
@@ -308,12 +322,18 @@ class _TrainJob:
             own = np.array([further[row].random() for _ in range(22)]) if further else draws[row, 2:]
             return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
-        fill_images(self._reader, self._decoder, self._places(indices), choose, images)
+        def pack(row: int, data: bytes) -> None:
+            self._decoder.pack(data, choose(row), images[row], facts[row])
+
+        if config.decode == "gpu":
+            read_images(self._reader, self._places(indices), pack)
+        else:
+            fill_images(self._reader, self._decoder, self._places(indices), choose, images)
         for image, generator in zip(images, further, strict=False):
             augment_picture(image, generator)
 
     def _fill_native(
-        self, view: View, indices: Indices, draws: npt.NDArray[np.float64], images: Pixels, grids: Grids
+        self, view: View, indices: Indices, draws: npt.NDArray[np.float64], images: Pixels, facts: Facts
     ) -> None:
         config, patch = self.config, self.config.patch_size
         most = (config.image_size // patch) ** 2
@@ -332,7 +352,7 @@ class _TrainJob:
             target = images[row].reshape(-1)
             target[: patches.size] = patches.reshape(-1)
             target[patches.size :] = 0
-            grids[row] = picture.shape[0] // patch, picture.shape[1] // patch
+            facts[row, :2] = picture.shape[0] // patch, picture.shape[1] // patch
 
         read_images(self._reader, self._places(indices), put)
 
@@ -360,22 +380,17 @@ class CenterCropJob:
         """Keep a worker to one thread."""
         use_one_thread()
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, facts: Facts) -> list[str]:
         """Read and decode the pictures; there are no texts."""
-        del key, first, grids
+        del key, first, facts
         places = (self.shards[indices], self.offsets[indices], self.sizes[indices])
         fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
         return []
 
 
-def use_one_thread() -> None:
-    """Keep this process's decoders to one thread: the processes are the parallelism."""
-    cv2.setNumThreads(1)
-
-
 def fill_images(
     reader: ImageReader,
-    decoder: "Decoder",
+    decoder: Decoder,
     places: Places,
     choose: Callable[[int], Callable[[int, int], Box]],
     images: Pixels,
@@ -394,93 +409,3 @@ def read_images(reader: ImageReader, places: Places, put: Callable[[int, bytes],
             raise StaleDatasetError(
                 f"{where} is not a readable image ({error}); build the dataset again without it"
             ) from error
-
-
-class Decoder:
-    """Decodes one image after another; keeps the memory it decodes into, whose first touch costs a fifth of a decode."""
-
-    def __init__(self) -> None:
-        self._scratch = np.empty(0, dtype=np.uint8)
-
-    def crop(self, data: bytes, choose: Callable[[int, int], Box], out: Pixels) -> None:
-        """Decode an image, and resize the part that `choose(height, width)` keeps into `out` (S, S, 3), RGB.
-
-        A JPEG is decoded at the smallest of 1, 1/2, 3/8, 1/4 and 1/8 of its size that still covers `out`. Between 1 and 2 times `out` the
-        resize is bilinear, which differs from an antialiased bicubic one by 41 dB on photos; below, bicubic. Raises ValueError where the
-        bytes are no image or a broken one.
-        """
-        self.fit(data, choose, lambda _: out)
-
-    def fit(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
-        """As `crop`, into what `allocate` returns for the part that is kept, which may be called twice."""
-        if data[:3] == b"\xff\xd8\xff" and _is_upright(data):
-            try:
-                return self._fit_jpeg(data, choose, allocate)
-            except ValueError:
-                pass  # an unusual colour space, or damage, on which Pillow has the last word
-        rgb = _decode_with_pillow(data)
-        box = choose(*rgb.shape[:2])
-        return _resize(rgb, box, allocate(box))
-
-    def _fit_jpeg(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if len(self._scratch) < height * width * 3:
-            self._scratch = np.empty(height * width * 3, dtype=np.uint8)
-        box = choose(height, width)
-        out = allocate(box)
-        rgb = simplejpeg.decode_jpeg(
-            data,
-            colorspace="RGB",
-            fastupsample=True,
-            min_height=min(height, -(-out.shape[0] * height // box[2])),
-            min_width=min(width, -(-out.shape[1] * width // box[3])),
-            min_factor=2,
-            buffer=self._scratch,
-        )
-        if rgb.shape[0] != height:
-            down, across = rgb.shape[0] / height, rgb.shape[1] / width
-            top, left = round(box[0] * down), round(box[1] * across)
-            bottom, right = round((box[0] + box[2]) * down), round((box[1] + box[3]) * across)
-            box = (top, left, max(1, bottom - top), max(1, right - left))
-        return _resize(rgb, box, out)
-
-
-def _resize(rgb: Pixels, box: Box, out: Pixels) -> Pixels:
-    top, left, height, width = box
-    part = rgb[top : top + height, left : left + width]
-    factor = min(height / out.shape[0], width / out.shape[1])
-    method = cv2.INTER_CUBIC if factor < 1 else cv2.INTER_LINEAR if factor < 2 else cv2.INTER_AREA
-    resized = cv2.resize(part, (out.shape[1], out.shape[0]), dst=out, interpolation=method)
-    if not np.may_share_memory(resized, out):  # cv2 allocates where it cannot write into `out`
-        out[:] = resized
-    return out
-
-
-def _is_upright(data: bytes) -> bool:
-    if data.find(b"Exif\0\0", 0, _EXIF_SEARCH_BYTES) < 0:
-        return True
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return bool(image.getexif().get(0x0112, 1) == 1)
-    except (OSError, SyntaxError, ValueError):
-        return True
-
-
-def _decode_with_pillow(data: bytes) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB: 16 bits scaled to 8, transparent parts on white."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((wide.clip(0, 65_535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, layer)
-    return image.convert("RGB")

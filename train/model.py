@@ -308,7 +308,7 @@ def _network_config(config: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -
     text, vision = text_tower_config(config, tokenizer), image_tower_config(config)
     shared = {"projection_dim": config.embed_dim, "logit_scale_init_value": LOGIT_SCALE_INIT}
     if config.image_tower != "vit":
-        return VisionTextDualEncoderConfig(vision_config=vision, text_config=text, **shared)
+        return VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, **shared)
     return CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), **shared)
 
 

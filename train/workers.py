@@ -29,8 +29,9 @@ from schemas.errors import WinnowError
 from train.sampler import Indices
 
 Pixels = npt.NDArray[np.uint8]
-# Rows and columns of patches of each picture, where pictures keep their aspect.
-Grids = npt.NDArray[np.int32]
+# What a job says of each picture beside its pixels: up to NUM_FACTS numbers, and what they mean is the job's affair.
+Facts = npt.NDArray[np.int32]
+NUM_FACTS = 5
 
 # What travels: (sequence, slot, key, first row, row after the last) and (sequence, texts or what went wrong).
 _Order = tuple[int, int, tuple[int, ...], int, int]
@@ -58,10 +59,10 @@ class Job(Protocol):
     def start(self) -> None:
         """Prepare a worker process: called once, in the worker only."""
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, facts: Facts) -> list[str]:
         """Write the pictures of `indices[i]` into `images[i * v]` and the v - 1 after it, (S, S, 3) each, and return the texts.
 
-        Pictures that keep their aspect are written as patches, one after the other, and how many there are into `grids` (rows x v, 2).
+        `facts` (rows x v, NUM_FACTS) takes what else there is to say of each picture.
 
         `key` is the request's; `indices[0]` is row `first` of the request.
         """
@@ -82,7 +83,7 @@ class Filled:
     request: Request
     images: Pixels
     texts: list[str]
-    grids: Grids
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Layout:
         """The size of the shared memory, at least one byte."""
         return max(1, self.num_slots * self._slot_bytes)
 
-    def map(self, descriptor: int) -> list[tuple[Indices, Pixels, Grids]]:
-        """Return each slot's indices, pictures and grids."""
+    def map(self, descriptor: int) -> list[tuple[Indices, Pixels, Facts]]:
+        """Return each slot's indices, pictures and facts."""
         memory = mmap.mmap(descriptor, self.num_bytes)
         slots = []
         for slot in range(self.num_slots):
@@ -108,15 +109,17 @@ class Layout:
             indices = np.frombuffer(memory, dtype=np.int64, count=self.max_rows, offset=start)
             shape = (self.max_rows * self.num_views, self.image_size, self.image_size, 3)
             start += 8 * self.max_rows
-            grids = np.frombuffer(memory, dtype=np.int32, count=2 * shape[0], offset=start).reshape(shape[0], 2)
-            start += 8 * shape[0]
+            facts = np.frombuffer(memory, dtype=np.int32, count=NUM_FACTS * shape[0], offset=start).reshape(
+                -1, NUM_FACTS
+            )
+            start += 4 * NUM_FACTS * shape[0]
             pixels = np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape)), offset=start).reshape(shape)
-            slots.append((indices, pixels, grids))
+            slots.append((indices, pixels, facts))
         return slots
 
     @property
     def _slot_bytes(self) -> int:
-        size = self.max_rows * (8 + self.num_views * (8 + 3 * self.image_size**2))
+        size = self.max_rows * (8 + self.num_views * (4 * NUM_FACTS + 3 * self.image_size**2))
         return size + -size % 64
 
 
@@ -150,7 +153,7 @@ class WorkerPool:
         # Besides the batches being made: the one in use, and the one that is being asked for.
         self._layout = Layout(max(1, prefetch) + 2, max_rows, image_size, num_views)
         self._workers: list[_Worker] = []
-        self._slots: list[tuple[Indices, Pixels, Grids]] = []
+        self._slots: list[tuple[Indices, Pixels, Facts]] = []
         self._tasks: dict[int, _Task] = {}
         self._free: deque[int] = deque()
         self._kept: dict[int, weakref.ref[Pixels]] = {}  # slots that a caller still refers to
@@ -179,9 +182,9 @@ class WorkerPool:
         size = self._layout.image_size
         for request in requests:
             images = np.empty((len(request.indices) * self._layout.num_views, size, size, 3), dtype=np.uint8)
-            grids = np.zeros((len(images), 2), dtype=np.int32)
-            texts = self._job.fill(request.key, 0, request.indices, images, grids)
-            yield Filled(request, images, texts, grids)
+            facts = np.zeros((len(images), NUM_FACTS), dtype=np.int32)
+            texts = self._job.fill(request.key, 0, request.indices, images, facts)
+            yield Filled(request, images, texts, facts)
             del images
 
     def _run_workers(self, requests: Iterator[Request]) -> Iterator[Filled]:
@@ -205,12 +208,12 @@ class WorkerPool:
                     self._receive()
                 del self._tasks[order.popleft()]
             # Before the slot may be free.
-            grids = self._slots[task.slot][2][: len(task.request.indices) * self._layout.num_views].copy()
+            facts = self._slots[task.slot][2][: len(task.request.indices) * self._layout.num_views].copy()
             yield Filled(
                 task.request,
                 self._hand_out(task, may_keep=len(self._free) + len(order) > 1),
                 [text for worker in sorted(task.texts) for text in task.texts[worker]],
-                grids,
+                facts,
             )
             if run != self._runs:
                 raise RuntimeError(
@@ -301,11 +304,11 @@ def serve(connection_descriptor: int, memory_descriptor: int) -> None:
         job.start()
         while True:
             sequence, slot, key, first, last = cast(_Order, connection.recv())
-            indices, images, grids = slots[slot]
+            indices, images, facts = slots[slot]
             answer: list[str] | WinnowError
             try:
                 own = slice(first * layout.num_views, last * layout.num_views)
-                answer = job.fill(key, first, indices[first:last].copy(), images[own], grids[own])
+                answer = job.fill(key, first, indices[first:last].copy(), images[own], facts[own])
             except WinnowError as error:
                 answer = error
             except BaseException:  # noqa: BLE001  whatever it is, the parent raises it

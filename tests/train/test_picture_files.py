@@ -8,6 +8,7 @@ from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import draw_picture, encode_picture
 from train.picture_files import FileCropJob, FileReader
 from train.reader import TarFile
+from train.workers import NUM_FACTS
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -33,11 +34,11 @@ def test_files_come_whole_in_the_order_asked_for(files: list[TarFile]) -> None:
 def test_a_job_crops_them_and_travels_to_a_worker(files: list[TarFile], tmp_path: Path) -> None:
     places = np.arange(3), np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
     job = pickle.loads(pickle.dumps(FileCropJob(files, *places)))
-    images, grids = np.zeros((2, 16, 16, 3), dtype=np.uint8), np.zeros((2, 2), dtype=np.int32)
-    job.fill((), 0, np.array([2, 0]), images, grids)
+    images, facts = np.zeros((2, 16, 16, 3), dtype=np.uint8), np.zeros((2, NUM_FACTS), dtype=np.int32)
+    job.fill((), 0, np.array([2, 0]), images, facts)
     # The picture's middle square, 60 of 80 pixels wide.
     assert np.abs(images[0].mean(axis=(0, 1)) - draw_picture(2)[:, 10:70].mean(axis=(0, 1))).max() < 3
     assert np.abs(images[1].mean(axis=(0, 1)) - draw_picture(0)[:, 10:70].mean(axis=(0, 1))).max() < 3
     (tmp_path / "0.png").write_bytes(b"no picture")
     with pytest.raises(StaleDatasetError, match=r"0\.png is not a readable image"):
-        job.fill((), 0, np.array([0]), images[:1], grids[:1])
+        job.fill((), 0, np.array([0]), images[:1], facts[:1])

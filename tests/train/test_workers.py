@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import InputError
 from train.sampler import Indices
-from train.workers import Grids, Pixels, Request, WorkerError, WorkerPool
+from train.workers import Facts, Pixels, Request, WorkerError, WorkerPool
 
 SIZE = 2
 
@@ -25,9 +25,9 @@ class EchoJob:
     def start(self) -> None:
         """Nothing to prepare."""
 
-    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, grids: Grids) -> list[str]:
+    def fill(self, key: tuple[int, ...], first: int, indices: Indices, images: Pixels, facts: Facts) -> list[str]:
         """Fill a stretch of a batch."""
-        grids[:] = indices[:, None]
+        facts[:] = indices[:, None]
         for index in indices.tolist():
             if index == self.fails_at:
                 self._fail()

@@ -12,8 +12,8 @@ from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
 from train.config import ModelConfig
 from train.crop import center_box
+from train.decoder import Decoder
 from train.evaluate import evaluate, evaluate_model
-from train.loader import Decoder
 from train.model import build_model, load_model
 from train.tokenizer import train_tokenizer
 
