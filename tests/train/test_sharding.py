@@ -32,12 +32,13 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def step_sharded(world: World) -> dict[str, torch.Tensor]:
+def step_sharded(world: World, *, is_cut: bool | None = None) -> dict[str, torch.Tensor]:
     """Make two updates of a cut model, the second after its moments went through a checkpoint, and return everything whole."""
-    model = tiny_model().train()
-    if world.size > 1:
+    model = tiny_model().to(world.device).train()
+    is_cut = world.size > 1 if is_cut is None else is_cut
+    if is_cut:
         shard_model(model, world)
-    assert is_sharded(model) is (world.size > 1)
+    assert is_sharded(model) is is_cut
     trained = torch.nn.ModuleDict({"model": model, "objective": Objective({"info_nce": 1.0})})
     # Adam takes a gradient of rounding noise for a whole step; under this eps it stays noise.
     config = TrainConfig(lr=1e-2, eps=1e-3)
@@ -69,6 +70,23 @@ def _update(
     norm = clip_gradients(trained, 0.5)
     optimizer.step()
     return norm
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_updates_on_a_gpu_are_those_on_a_cpu() -> None:
+    alone = step_sharded(World())
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        found = step_sharded(World(device=torch.device("cuda", 0)), is_cut=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, value in alone.items():
+        torch.testing.assert_close(
+            found[name].cpu(), value, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_updates_are_those_of_one_process(tmp_path: Path) -> None:
