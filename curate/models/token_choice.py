@@ -20,7 +20,9 @@ class TokenChoice:
     def __init__(self, sampling: Sampling, seeds: Sequence[int], num_steps: int) -> None:
         self._sampling = sampling
         self._numbers = np.stack([np.random.default_rng(seed).random(num_steps) for seed in seeds])
+        self._step = 0
         self._log_probabilities: list[torch.Tensor] = []
+        self._by_row: list[list[float]] = []
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002
         """Return scores that leave one token of each row: (rows, vocabulary) float."""
@@ -28,20 +30,23 @@ class TokenChoice:
 
         logits = scores.float()
         if self._sampling.is_drawn:
-            chosen = self._draw(logits, self._numbers[:, len(self._log_probabilities)])
+            chosen = self._draw(logits, self._numbers[:, self._step])
         else:
             chosen = logits.argmax(dim=-1, keepdim=True)
         if self._sampling.log_probabilities:
             self._log_probabilities.append(torch.log_softmax(logits, dim=-1).gather(1, chosen)[:, 0])
-        else:
-            self._log_probabilities.append(logits[:, 0])  # only counts the step
+        self._step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
     def mean_log_probability(self, row: int, num_tokens: int) -> float | None:
         """Return the mean over a row's first tokens; None where it has none or nobody asked."""
+        import torch
+
         if num_tokens == 0 or not self._sampling.log_probabilities:
             return None
-        steps = [float(step[row]) for step in self._log_probabilities[:num_tokens]]
+        if len(self._by_row) == 0:  # fetched once: a number at a time is a wait for the device at a time
+            self._by_row = torch.stack(self._log_probabilities, dim=1).tolist()
+        steps = self._by_row[row][:num_tokens]
         return sum(steps) / len(steps)
 
     def _draw(self, logits: "torch.Tensor", numbers: np.ndarray) -> "torch.Tensor":

@@ -45,3 +45,23 @@ def test_log_probabilities_are_those_before_temperature() -> None:
         choice(torch.zeros((1, 1)), LOGITS[None])
     assert choice.mean_log_probability(0, 2) == pytest.approx(np.log(0.5))
     assert choice.mean_log_probability(0, 0) is None
+
+
+def test_every_row_has_its_own_mean() -> None:
+    choice = TokenChoice(Sampling(log_probabilities=True), [0, 1], 3)
+    steps = [[LOGITS, LOGITS.flip(0)], [torch.zeros(4), LOGITS], [LOGITS, torch.zeros(2).repeat(2)]]
+    for logits in steps:
+        choice(torch.zeros((2, 1)), torch.stack(logits))
+    half, quarter = np.log(0.5), np.log(0.25)
+    assert choice.mean_log_probability(0, 3) == pytest.approx((half + quarter + half) / 3)
+    assert choice.mean_log_probability(0, 1) == pytest.approx(half)
+    assert choice.mean_log_probability(1, 3) == pytest.approx((half + half + quarter) / 3)
+
+
+def test_each_step_draws_with_its_own_number() -> None:
+    """With or without the probabilities being kept."""
+    flat = torch.zeros(1, 1000)
+    for is_kept in (False, True):
+        choice = TokenChoice(Sampling(temperature=1.0, log_probabilities=is_kept), [5], 4)
+        drawn = [int(choice(torch.zeros((1, 1)), flat).argmax()) for _ in range(4)]
+        assert drawn == [int(number * 1000) for number in np.random.default_rng(5).random(4)]
