@@ -11,6 +11,7 @@ python -m benchmarks.bench_gpu_clip_score --device cpu --model vit-tiny --num-pi
 """
 
 import argparse
+import functools
 import math
 import statistics
 import sys
@@ -43,6 +44,7 @@ MAX_DISTINCT = 4096
 BARE_BATCHES = (256, 512, 1024, 2048)
 # Rows that a pass hands over at once, and many.
 TABLE_ROWS = (256, 4096)
+TOWER_ROWS = (64, 128, 256, 512, 1024)
 LOOP_BATCH = 256
 WORDS_PER_CAPTION, SPREAD = 9.0, 0.6
 KINDS = ("images", "texts", "pairs")
@@ -128,35 +130,34 @@ def make_work(folder: Path, options: argparse.Namespace) -> Work:
 
 
 def measure_parts(work: Work) -> None:
-    """Print how long each step takes alone for one part of a table: where the time goes, and what must hide behind what."""
+    """Print how long each step takes alone: where the time goes, what must hide behind what, and how large parts should be."""
     model = load_model(work.model)
+    network, feeder, settings = model._network, model._feeder, model._settings
     size = min(1 << (PART_TOKENS // model._num_tokens).bit_length() - 1, len(work.pixels))
-    column = pa.chunked_array([work.pixels.slice(0, size)])
-    feeder, settings = model._feeder, model._settings
     host = feeder.empty((size, *settings.size, 3), torch.uint8)
-    fill_images(settings, column, host.numpy())
     sent = feeder.send(host)
-    values = model._normalise(sent, work.half).permute(0, 3, 1, 2)
-    layouts = {"as it is normalised": values, "colours first": values.contiguous()}
-    network = model._network
+    column, ids = pa.chunked_array([work.pixels.slice(0, size)]), work.ids.slice(0, size)
     features = model.encode_images(column)
-    steps: dict[str, Run] = {
-        "copy to pinned memory": lambda: fill_images(settings, column, host.numpy()),
-        "copy to the device": lambda: feeder.send(host),
-        "normalise": lambda: model._normalise(sent, work.half).permute(0, 3, 1, 2).contiguous(),
-        **{
-            f"image tower, {name}": lambda given=given: network.get_image_features(pixel_values=given)
-            for name, given in layouts.items()
-        },
-        "all of them, to features on the host": lambda: model.encode_images(column),
-        "texts of as many captions, to features on the host": lambda: model.encode_ids(work.ids.slice(0, size), 0),
-        "features to an Arrow column": lambda: to_half(features),
+    steps: dict[str, tuple[int, Run]] = {
+        "copy to pinned memory": (size, lambda: fill_images(settings, column, host.numpy())),
+        "copy to the device": (size, lambda: feeder.send(host)),
+        "normalise": (size, lambda: model._normalise(sent, work.half).permute(0, 3, 1, 2).contiguous()),
+        "pictures to features on the host": (size, lambda: model.encode_images(column)),
+        "texts to features on the host": (size, lambda: model.encode_ids(ids, 0)),
+        "features to an Arrow column": (size, lambda: to_half(features)),
     }
-    print(f"| step, {size} rows | ms | us per row |\n|---|---|---|")
+    for rows in TOWER_ROWS:
+        values = torch.randn(rows, 3, *settings.size, device=work.device, dtype=work.half)
+        steps[f"image tower, {rows} rows"] = rows, functools.partial(network.get_image_features, pixel_values=values)
+    last = values.contiguous(memory_format=torch.channels_last)
+    steps["the same, colours last"] = rows, functools.partial(network.get_image_features, pixel_values=last)
+    print("| step | rows | ms | of which the host is busy | us per row |\n|---|---|---|---|---|")
     with torch.inference_mode():
-        for name, step in steps.items():
-            seconds = statistics.median(timed(work, step) for _ in range(7))
-            print(f"| {name} | {seconds * 1e3:.2f} | {seconds / size * 1e6:.2f} |", flush=True)
+        for name, (rows, step) in steps.items():
+            busy, seconds = np.median([timed_twice(work, step) for _ in range(7)], axis=0)
+            print(
+                f"| {name} | {rows} | {seconds * 1e3:.2f} | {busy * 1e3:.2f} | {seconds / rows * 1e6:.2f} |", flush=True
+            )
     print()
 
 
@@ -386,13 +387,19 @@ def compare_precision(work: Work, count: int) -> float:
 
 def timed(work: Work, run: Run) -> float:
     """Return the seconds that something takes, with all that it started on the device."""
+    return timed_twice(work, run)[1]
+
+
+def timed_twice(work: Work, run: Run) -> tuple[float, float]:
+    """Return the seconds until something returns, and until all that it started on the device is done."""
     if work.device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
     run()
+    returned = time.perf_counter()
     if work.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return returned - started, time.perf_counter() - started
 
 
 def _feature(output: Any) -> torch.Tensor:
