@@ -15,7 +15,7 @@ from curate.operators.clip_embedding import ClipEmbedding
 from curate.operators.clip_text_embedding import ClipTextEmbedding
 from curate.operators.text_spotting import TextSpotting
 
-# Pixels around a box whose mean colour fills it, as a share of its height.
+# Pixels around a line of text whose mean colour fills it, as a share of its height.
 _MARGIN = 0.25
 
 
@@ -23,15 +23,16 @@ _MARGIN = 0.25
 class MaskedClipScore(TowerOperator):
     """The cosine of the caption with the picture whose text is painted over (T-MARS, arXiv 2307.03132), -1 to 1.
 
-    masked_clip_score   every text box is filled with the mean colour of the pixels around it; without text it is the plain clip_score
+    masked_clip_score   every line of text is filled with the mean colour of the pixels around it that are no text; without text it is
+                        the plain clip_score
 
     T-MARS drops the lower half of the pool: pictures that agree with their caption only because the caption can be read in them. Only
     pictures with text go through the image tower again, at the cost of clip_embedding. Needs text_spotting and both embeddings.
     """
 
     name = "masked_clip_score"
-    version = 1
-    reads = ("image", "text_boxes", "image_embedding", "text_embedding")
+    version = 2
+    reads = ("image", "text_corners", "image_embedding", "text_embedding")
     writes = pa.schema([("masked_clip_score", pa.float32())])
 
     def requires(self) -> tuple[Operator, ...]:
@@ -46,21 +47,21 @@ class MaskedClipScore(TowerOperator):
                 label=f"{suffix}clip_text_embedding" if suffix else "",
             ),
         ]
-        return (*found, *(() if "text_boxes" in self.bind else (TextSpotting(),)))
+        return (*found, *(() if "text_corners" in self.bind else (TextSpotting(),)))
 
     def prepare(self) -> Prepare:
         settings = load_settings(self.model, self.revision, any_shape=True)
 
         def prepare(batch: pa.Table) -> pa.Table:
-            boxes = batch.column("text_boxes").to_pylist()
+            lines = batch.column("text_corners").to_pylist()
             masked = [
-                mask_boxes(picture, found) if found else np.zeros((1, 1, 3), np.uint8)
-                for picture, found in zip(pixels(batch.column("image")), boxes, strict=True)
+                mask_lines(picture, found) if found else np.zeros((1, 1, 3), np.uint8)
+                for picture, found in zip(pixels(batch.column("image")), lines, strict=True)
                 if picture is not None
             ]
             return pa.table({
                 "pixels": prepare_images(settings, pa.chunked_array([to_column(masked)])),
-                "has_text": [bool(found) for found in boxes],
+                "has_text": [bool(found) for found in lines],
                 "image_embedding": batch.column("image_embedding"),
                 "text_embedding": batch.column("text_embedding"),
             })
@@ -81,20 +82,33 @@ class MaskedClipScore(TowerOperator):
         return annotate
 
 
-def mask_boxes(picture: np.ndarray, boxes: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return a copy in which each box (left, top, right, bottom as ratios) has the mean colour of what surrounds it."""
+def mask_lines(picture: np.ndarray, lines: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return a copy in which each line of text has the mean colour of what surrounds it, other lines left out.
+
+    A line is a polygon: x and y of its corners, one after the other, as ratios of width and height.
+    """
+    import cv2
+
     height, width = picture.shape[:2]
+    last = np.array([width - 1, height - 1])
+    shapes = [
+        np.clip(np.round(np.reshape(line, (-1, 2)) * np.array([width, height])), 0, last).astype(np.int32)
+        for line in lines
+    ]
+    is_text = np.zeros((height, width), np.uint8)
+    for shape in shapes:
+        cv2.fillPoly(is_text, [shape], 1)
     masked = picture.copy()
-    for left, top, right, bottom in boxes:
-        x0, x1 = int(left * width), min(width, int(np.ceil(right * width)))
-        y0, y1 = int(top * height), min(height, int(np.ceil(bottom * height)))
-        if x1 <= x0 or y1 <= y0:
-            continue
-        margin = max(1, round((y1 - y0) * _MARGIN))
-        around = picture[max(0, y0 - margin) : y1 + margin, max(0, x0 - margin) : x1 + margin]
-        inside = picture[y0:y1, x0:x1]
-        count = around.shape[0] * around.shape[1] - inside.shape[0] * inside.shape[1]
-        # A box that fills the picture has nothing around it: its own mean then.
-        total = around.sum(axis=(0, 1), dtype=np.float64) - (inside.sum(axis=(0, 1), dtype=np.float64) if count else 0)
-        masked[y0:y1, x0:x1] = np.round(total / (count or inside.shape[0] * inside.shape[1]))
+    for shape in shapes:
+        margin = max(1, round(min(cv2.minAreaRect(shape)[1]) * _MARGIN))
+        left, top = np.maximum(shape.min(axis=0) - margin, 0).tolist()
+        right, bottom = (shape.max(axis=0) + margin + 1).tolist()
+        window = np.s_[top:bottom, left:right]
+        inside = np.zeros_like(is_text[window])
+        cv2.fillPoly(inside, [shape - np.array([left, top], np.int32)], 1)
+        around = cv2.dilate(inside, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > inside
+        free = around & (is_text[window] == 0)
+        # Between two lines there is only text, and around one that fills the picture nothing.
+        source = next(choice for choice in (free, around, inside > 0) if choice.any())
+        masked[window][inside > 0] = np.round(picture[window][source].mean(axis=0))
     return masked

@@ -17,6 +17,14 @@ from curate.text_overlap import letters, longest_common_run, seen_word_ratio
         (["S.U-M M:E"], "summer", 5),
         (["50% OFF"], "now 50% off everything", 5),
         (["stra\u00dfe"], "STRASSE", 7),
+        (["LE CHOL\u00c9RA"], "captioned Le Cholera", 9),
+        (["MJOLK"], "mjo\u0308lk", 5),  # an accent by itself does not end a word, nor a run
+        (["\u0439\u043e\u0434"], "\u0438\u0306\u043e\u0434", 3),
+        (["\u304c\u3063\u3053\u3046"], "\u304b\u3063\u3053\u3046", 3),  # where it makes another letter it counts
+        (["CO\u2082"], "CO2 and acetaldehyde", 3),
+        (["\uff21\uff22\uff23"], "abc", 3),
+        (["COLATM"], "cola\u2122", 4),  # a sign is no letter
+        (["1/2 1/4"], "\u00bd \u00bc", 0),
         (["\u05e9\u05dc\u05d5\u05dd"], "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", 4),
         (["\u732b\u306e\u5199\u771f"], "\u732b\u306e\u5199\u771f\u3067\u3059", 4),
         ([], "summer", 0),
@@ -56,6 +64,8 @@ def test_equals_trying_every_run(strings: list[str], caption: str) -> None:
         (["a" * 999], "aaa " + "a" * 999, 1.0),
         (["two"], "two red circles", 1 / 3),
         (["cir", "cles"], "circles", 0.0),
+        (["LE CHOL\u00c9RA"], "the Cholera", 0.5),
+        (["ma\u00f1ana"], "man\u0303ana", 1.0),
         (["x"], "a b", None),
         ([], "", None),
         ([], "a dog", 0.0),

@@ -10,14 +10,18 @@ from curate.columns import Input
 from curate.operators.clip_embedding import ClipEmbedding
 from curate.operators.clip_score import ClipScore
 from curate.operators.clip_text_embedding import ClipTextEmbedding
-from curate.operators.masked_clip_score import MaskedClipScore, mask_boxes
+from curate.operators.masked_clip_score import MaskedClipScore, mask_lines
 from curate.operators.text_spotting import TextSpotting
 from tests.contract import check_operator, column, make_inputs, run
 from tests.model import make_checkpoint, make_siglip2
 
 REVISION = "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 PINNED = MaskedClipScore(model="openai/clip-vit-base-patch32", revision=REVISION)
-FINGERPRINT = "db1914ec91a3f8b7e9d0f2869dbe2d2438e5b90abf6909ceb9b33284811696c0"
+FINGERPRINT = "d395e9772f07836c3a471d6b447461e4977eb52f897f215f9b952e16e5a16104"
+
+
+def upright(left: float, top: float, right: float, bottom: float) -> list[float]:
+    return [left, top, right, top, right, bottom, left, bottom]
 
 
 @pytest.fixture(scope="module", params=[make_checkpoint, make_siglip2])
@@ -31,14 +35,14 @@ def test_only_rows_with_text_are_scored_anew(model: str) -> None:
     texts = make_inputs(ClipTextEmbedding(model=model))
     image = run(ClipEmbedding(model=model), made, num_rows)
     text = run(ClipTextEmbedding(model=model), texts, num_rows)
-    boxes: list[list[list[float]]] = [[[0.1, 0.2, 0.8, 0.9]] if row % 2 else [] for row in range(num_rows)]
+    lines = [[upright(0.1, 0.2, 0.8, 0.9)] if row % 2 else [] for row in range(num_rows)]
 
     def kept(output_errors: list[str | None], values: pa.Array) -> Input:
         return Input.from_errors(values.filter(values.is_valid()), output_errors)
 
     inputs = {
         "image": made["image"],
-        "text_boxes": Input.from_column(pa.array(boxes, pa.list_(pa.list_(pa.float32())))),
+        "text_corners": Input.from_column(pa.array(lines, pa.list_(pa.list_(pa.float32())))),
         "image_embedding": kept(image.errors, image.columns["image_embedding"]),
         "text_embedding": kept(text.errors, text.columns["text_embedding"]),
     }
@@ -65,23 +69,45 @@ def test_it_asks_for_what_it_reads(model: str) -> None:
         "text_spotting",
     ]
     assert TextSpotting() in required
-    bound = MaskedClipScore(model=model, bind={"text_boxes": "mine.text_boxes"})
+    bound = MaskedClipScore(model=model, bind={"text_corners": "mine.text_corners"})
     assert [operator.name for operator in bound.requires()] == ["clip_embedding", "clip_text_embedding"]
 
 
-def test_a_box_has_the_mean_colour_around_it() -> None:
+def test_a_line_has_the_mean_colour_around_it() -> None:
     picture = np.full((40, 40, 3), 100, np.uint8)
     picture[10:20, 10:30] = 255
-    masked = mask_boxes(picture, [[0.25, 0.25, 0.75, 0.5]])
+    masked = mask_lines(picture, [upright(0.25, 0.25, 0.75, 0.5)])
     assert (masked == 100).all()
     assert (picture[10:20, 10:30] == 255).all()  # the original stays
 
 
+def test_a_slanted_line_hides_no_more_than_itself() -> None:
+    picture = np.full((100, 100, 3), 100, np.uint8)
+    picture[10:20, 70:80] = 7  # in the corners of the upright box around the line
+    picture[70:80, 10:20] = 9
+    line = [0.1, 0.2, 0.2, 0.1, 0.8, 0.7, 0.7, 0.8]
+    for offset in range(10, 70):
+        picture[offset + 5, offset + 5] = 255
+    masked = mask_lines(picture, [line])
+    assert (masked[10:20, 70:80] == 7).all()
+    assert (masked[70:80, 10:20] == 9).all()
+    assert masked.max() == 100
+
+
+def test_other_lines_give_no_colour() -> None:
+    picture = np.full((60, 60, 3), 200, np.uint8)
+    picture[10:50, 10:50] = 0  # three lines, close together
+    lines = [upright(10 / 60, top / 60, 50 / 60, (top + 12) / 60) for top in (10, 24, 38)]
+    masked = mask_lines(picture, lines)
+    assert masked[16, 30].tolist() == masked[44, 30].tolist()
+    assert masked[16, 30, 0] > 120  # mostly what lies outside, though black is next to it
+
+
 @pytest.mark.parametrize("box", [[0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5], [0.99, 0.99, 1.0, 1.0]])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (2, 500, 3), (40, 30, 3)])
-def test_any_box_of_any_picture(box: list[float], shape: tuple[int, int, int]) -> None:
+def test_any_line_of_any_picture(box: list[float], shape: tuple[int, int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    assert mask_boxes(picture, [box]).shape == shape
+    assert mask_lines(picture, [upright(*box)] * 2).shape == shape
 
 
 def test_a_missing_model_is_named() -> None:

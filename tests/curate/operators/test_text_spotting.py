@@ -15,7 +15,7 @@ from tests.contract import check_operator, column, picture_input, run
 
 pytest.importorskip("rapidocr", reason="the OCR engine is an extra: pip install 'winnow[ocr]'")
 
-FINGERPRINT = "266beacd2bdc3715ed774b0e47407d24983a3f6dc50888a2a62685076cd510e7"
+FINGERPRINT = "11f41cc3faedb1278b1306384927cb1d168a4b36e3607754f580669f67d9a9d3"
 
 
 def with_text(text: str, *, width: int = 240, height: int = 120, size: int = 24, seed: int = 0) -> np.ndarray:
@@ -77,12 +77,26 @@ def test_the_rule_at_its_boundaries(text: str, confidence: float, caption: str, 
     row = TextSpotting()._describe([Spotted(text, confidence, corners)], (20, 40), caption)
     assert row["text_matches_caption"] is matches
     assert row["text_boxes"] == [[0.0, 0.0, 0.25, 0.25]]
+    assert row["text_corners"] == [[0.0, 0.0, 0.25, 0.0, 0.25, 0.25, 0.0, 0.25]]
 
 
 def test_two_lines_do_not_make_a_run() -> None:
     corners = np.zeros((4, 2), np.float32)
     row = TextSpotting()._describe([Spotted("hel", 1.0, corners), Spotted("lo", 1.0, corners)], (20, 40), "hello")
     assert row["text_overlap_num_chars"] == 3
+
+
+def test_lines_that_overlap_count_once() -> None:
+    corners = np.array([[0, 0], [20, 0], [20, 10], [0, 10]], np.float32)
+    lines = [Spotted("one", 1.0, corners), Spotted("two", 1.0, corners + np.float32([0, 5]))]
+    assert TextSpotting()._describe(lines, (20, 40), "")["text_area_ratio"] == pytest.approx(15 * 20 / 800, abs=0.06)
+
+
+def test_a_slanted_line_is_given_by_its_corners() -> None:
+    corners = np.array([[-2, 8], [8, -2], [22, 12], [12, 22]], np.float32)
+    row = TextSpotting()._describe([Spotted("slanted", 1.0, corners)], (20, 40), "")
+    assert row["text_corners"] == [pytest.approx([0, 0.4, 0.2, 0, 0.55, 0.6, 0.3, 1])]
+    assert row["text_boxes"] == [pytest.approx([0, 0, 0.55, 1])]
 
 
 def test_a_lone_character_and_a_guess_are_no_text() -> None:
