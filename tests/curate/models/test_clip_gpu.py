@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from benchmarks.measured_model import make_clip
 from curate.models import staging
 from curate.models.clip import TwoTowerModel, load_model, load_tokenize
 from curate.models.preprocess import load_settings, stack_images, stack_patches
@@ -84,13 +85,15 @@ def unit(output: Any) -> np.ndarray:
     return found
 
 
-def assert_same_scores(found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_same_scores(
+    found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray], tolerance: float = TOLERANCE
+) -> None:
     """Compare every picture's score with every text."""
     for features in found:
         assert features.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     scores = wanted[0] @ wanted[1].T
-    assert np.abs(found[0] @ found[1].T - scores).max() <= TOLERANCE
+    assert np.abs(found[0] @ found[1].T - scores).max() <= tolerance
     assert np.ptp(scores) > 0.01
 
 
@@ -104,47 +107,51 @@ def test_scores_are_those_of_single_precision(kind: str, tmp_path: Path) -> None
     assert_same_scores(found, single_features(folder, made, texts))
 
 
-def train(folder: Path, num_steps: int) -> float:
-    """Teach a checkpoint which captions belong to pictures of coloured shapes; return its share of right answers."""
+def train(folder: Path, num_steps: int, lr: float) -> list[float]:
+    """Teach a checkpoint which captions belong to pictures of coloured shapes; return the losses."""
     network, tokenize, settings = single_network(folder), load_tokenize(str(folder)), load_settings(str(folder))
     shapes = [(colour, shape) for colour in COLOURS for shape in ("circle", "square")]
-    drawn = [draw(COLOURS[c], s, seed=seed, width=40, height=40) for seed in range(40) for c, s in shapes]
+    drawn = [draw(COLOURS[c], s, seed=seed, width=40, height=40) for seed in range(16) for c, s in shapes]
     pixels = torch.from_numpy(
         stack_images(settings, prepare(folder, [np.asarray(picture) for picture in drawn])).copy()
     )
     mean, std = torch.tensor(settings.mean), torch.tensor(settings.std)
     values = ((pixels.float() * settings.scale - mean) / std).permute(0, 3, 1, 2).contiguous().cuda()
     ids = torch.tensor(tokenize([f"a {colour} {shape}" for colour, shape in shapes])).cuda()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    labels = torch.arange(len(shapes)).cuda()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    labels, losses = torch.arange(len(shapes)).cuda(), []
     for step in range(num_steps):
-        start = step % 32 * len(shapes)
-        images = network.get_image_features(pixel_values=values[start : start + len(shapes)])
-        texts = network.get_text_features(input_ids=ids)
-        images, texts = (
-            functional.normalize(side if hasattr(side, "shape") else side.pooler_output, dim=-1)
-            for side in (images, texts)
+        start = step % 16 * len(shapes)
+        outputs = (
+            network.get_image_features(pixel_values=values[start : start + len(shapes)]),
+            network.get_text_features(input_ids=ids),
         )
+        images, texts = (functional.normalize(output.pooler_output, dim=-1) for output in outputs)
         loss = functional.cross_entropy(images @ texts.T * 20, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        losses.append(float(loss.detach()))
     network.save_pretrained(folder)
-    held_out = unit(network.get_image_features(pixel_values=values[-8 * len(shapes) :]).pooler_output.detach())
-    guesses = (held_out @ unit(network.get_text_features(input_ids=ids).pooler_output.detach()).T).argmax(axis=1)
-    return float((guesses == np.tile(np.arange(len(shapes)), 8)).mean())
+    return losses
 
 
-def test_trained_weights_score_as_in_single_precision(tmp_path: Path) -> None:
-    folder = make("vit", tmp_path / "vit")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        assert train(folder, 300) > 0.6
+# Rounding errors average over a feature's numbers, of which the small model has 128 and every published one 512 or more.
+@pytest.mark.parametrize(
+    ("shape", "num_steps", "lr", "tolerance"), [("vit-tiny", 300, 1e-3, 2e-3), ("vit-b-32", 100, 1e-4, TOLERANCE)]
+)
+def test_trained_weights_score_as_in_single_precision(
+    tmp_path: Path, shape: str, num_steps: int, lr: float, tolerance: float
+) -> None:
+    folder = make_clip(tmp_path / "model", CAPTIONS, shape)
+    losses = train(folder, num_steps, lr)
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
     model, tokenize = fresh_model(folder), load_tokenize(str(folder))
-    made = prepare(folder, [np.asarray(draw(COLOURS["red"], "square", seed=seed)) for seed in range(200)])
+    drawn = [draw(COLOURS[colour], "square", seed=seed) for seed in range(25) for colour in COLOURS]
+    made = prepare(folder, [np.asarray(picture) for picture in drawn])
     texts = [f"a {colour} {shape} number {n}" for colour in COLOURS for shape in ("circle", "square") for n in range(9)]
     found = model.encode_images(made), model.encode_ids(tokenize(texts), tokenize.pad_id)
-    assert_same_scores(found, single_features(folder, made, texts))
+    assert_same_scores(found, single_features(folder, made, texts), tolerance)
 
 
 def fresh_model(folder: Path) -> TwoTowerModel:
@@ -155,8 +162,6 @@ def fresh_model(folder: Path) -> TwoTowerModel:
 
 
 def test_vit_b_32_scores_as_in_single_precision(tmp_path: Path) -> None:
-    from benchmarks.measured_model import make_clip
-
     folder = make_clip(tmp_path / "model", CAPTIONS)
     model, tokenize = load_model(str(folder)), load_tokenize(str(folder))
     random = np.random.default_rng(0)
