@@ -123,26 +123,31 @@ class TwoTowerModel:
             return self._wide
 
     def _encode_pictures(self, prepared: pa.ChunkedArray, network: Any) -> np.ndarray:
-        send = self._send_any_shape if self._settings.patch_size else self._send_one_shape
-        cuts = cut_pictures(len(prepared), self._num_tokens, is_gpu=self._feeder.is_gpu)
-        parts = (send(prepared.slice(cut.start, cut.stop - cut.start), network.dtype) for cut in cuts)
-        return self._feeder.run(parts, lambda **inputs: _unit(network.get_image_features(**inputs)))
+        is_any_shape = bool(self._settings.patch_size)
+        send = self._send_any_shape if is_any_shape else self._send_one_shape
 
-    def _send_one_shape(self, prepared: pa.ChunkedArray, dtype: "torch.dtype") -> dict[str, "torch.Tensor"]:
+        def compute(pixels: "torch.Tensor", **others: "torch.Tensor") -> "torch.Tensor":
+            values = self._normalise(pixels, network.dtype)
+            values = values.flatten(2) if is_any_shape else values.permute(0, 3, 1, 2).contiguous()
+            return _unit(network.get_image_features(pixel_values=values, **others))
+
+        cuts = cut_pictures(len(prepared), self._num_tokens, is_gpu=self._feeder.is_gpu)
+        return self._feeder.run((send(prepared.slice(cut.start, cut.stop - cut.start)) for cut in cuts), compute)
+
+    def _send_one_shape(self, prepared: pa.ChunkedArray) -> dict[str, "torch.Tensor"]:
         import torch
 
         images = self._feeder.empty((len(prepared), *self._settings.size, 3), torch.uint8)
         fill_images(self._settings, prepared, images.numpy())
-        return {"pixel_values": self._normalise(self._feeder.send(images), dtype).permute(0, 3, 1, 2).contiguous()}
+        return {"pixels": self._feeder.send(images)}
 
-    def _send_any_shape(self, prepared: pa.ChunkedArray, dtype: "torch.dtype") -> dict[str, "torch.Tensor"]:
+    def _send_any_shape(self, prepared: pa.ChunkedArray) -> dict[str, "torch.Tensor"]:
         import torch
 
         patches, grids = stack_patches(self._settings, prepared)
-        pixels = self._feeder.send(torch.from_numpy(patches.reshape(*patches.shape[:2], -1, 3)))
         mask = torch.arange(patches.shape[1]) < torch.from_numpy(grids.prod(axis=1))[:, None]
         return {
-            "pixel_values": self._normalise(pixels, dtype).flatten(2),
+            "pixels": self._feeder.send(torch.from_numpy(patches.reshape(*patches.shape[:2], -1, 3))),
             "pixel_attention_mask": self._feeder.send(mask.long()),
             "spatial_shapes": torch.from_numpy(grids),  # read on the CPU
         }

@@ -42,6 +42,8 @@ class Feeder:
         self._device = device
         self._copies = torch.cuda.Stream() if self.is_gpu else None  # type: ignore[no-untyped-call]
         self._turns = threading.Semaphore(TABLES_AT_ONCE)
+        # Starting a model's kernels is Python's work, in which two threads only hinder each other; bringing a part is copying, which is not.
+        self._starting = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
         """Return an array of the host that the device copies from without the host's help."""
@@ -50,7 +52,7 @@ class Feeder:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._copies is not None)
 
     def send(self, array: "torch.Tensor") -> "torch.Tensor":
-        """Return an array on the device; the copy need not be done, but what is computed from it waits for that."""
+        """Return an array on the device, on its way there: `run` lets what is computed from it wait."""
         import torch
 
         if self._copies is None:
@@ -59,9 +61,7 @@ class Feeder:
         pinned = array if array.is_pinned() else array.pin_memory()
         with torch.cuda.stream(self._copies):
             sent = pinned.to(self._device, non_blocking=True)
-        computing = torch.cuda.current_stream()
-        computing.wait_stream(self._copies)
-        sent.record_stream(computing)
+        sent.record_stream(torch.cuda.current_stream())
         return sent
 
     def run(self, parts: Iterable[Inputs], compute: Callable[..., "torch.Tensor"]) -> np.ndarray:
@@ -72,13 +72,28 @@ class Feeder:
         running: deque[torch.cuda.Event] = deque()
         with self._turns, torch.inference_mode():
             for inputs in parts:
-                features.append(compute(**inputs))
-                if self._copies is not None:
-                    running.append(torch.cuda.current_stream().record_event())
-                    if len(running) > _PARTS_AHEAD:
-                        running.popleft().synchronize()
-            found: np.ndarray = torch.cat(features).cpu().numpy()
-        return found
+                features.append(self._start(inputs, compute, running))
+                if len(running) > _PARTS_AHEAD:
+                    running.popleft().synchronize()
+            for event in running:
+                event.synchronize()
+        return np.concatenate([part.numpy() for part in features])
+
+    def _start(
+        self, inputs: Inputs, compute: Callable[..., "torch.Tensor"], running: "deque[torch.cuda.Event]"
+    ) -> "torch.Tensor":
+        """Start a part's computation, and its features' way back at once: behind another table's part they would be late."""
+        import torch
+
+        if self._copies is None:
+            return compute(**inputs)
+        arrived = self._copies.record_event()
+        with self._starting:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(arrived)
+            features = compute(**inputs).to("cpu", non_blocking=True)
+            running.append(stream.record_event())
+        return features
 
 
 def cut_pictures(num_rows: int, num_tokens: int, *, is_gpu: bool) -> Iterator[slice]:
