@@ -146,7 +146,7 @@ def measure_parts(work: Work) -> None:
         "texts to features on the host": (size, lambda: model.encode_ids(ids, 0)),
         "features to an Arrow column": (size, lambda: to_half(features)),
     }
-    for rows in TOWER_ROWS:
+    for rows in sorted({min(rows, len(work.pixels)) for rows in TOWER_ROWS}):
         values = torch.randn(rows, 3, *settings.size, device=work.device, dtype=work.half)
         steps[f"image tower, {rows} rows"] = rows, functools.partial(network.get_image_features, pixel_values=values)
     last = values.contiguous(memory_format=torch.channels_last)
@@ -292,6 +292,7 @@ def winnow_ways(work: Work, rows: int) -> dict[str, Run]:
 
 def compare_loops(work: Work, count: int, rounds: int) -> float:
     """Print rates from decoded pictures and captions to scores, and by how much scores differ from single precision; return the largest."""
+    torch.set_num_threads(1)  # as in a worker, which has one CPU
     rows, source = make_rows(count)
     pictures = [decode(row.image or b"") for row in rows]
     captions = [f"{row.caption} {number % 7}" for number, row in enumerate(rows)]
@@ -306,7 +307,7 @@ def compare_loops(work: Work, count: int, rounds: int) -> float:
         for name, way in ways.items():
             seconds[name].append(timed(work, lambda way=way: way(pictures, captions)))
     print(
-        f"From {count} decoded pictures ({source}) and captions to scores, one process; loops in batches of {LOOP_BATCH}:\n"
+        f"From {count} decoded pictures ({source}) and captions to scores, one process, one torch thread; loops in batches of {LOOP_BATCH}:\n"
     )
     single = scores["loop, single precision"]
     print("| way | pairs/s (median) | largest difference of a score to single precision |\n|---|---|---|")
