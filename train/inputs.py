@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from train.columns import SampleColumns
-from train.gpu_decoder import GpuDecoder
+from train.config import Decode
+from train.gpu_decoder import open_decoder
 from train.loader import Batch
 from train.model import KEPT_PATCHES, ImageTextModel
 from train.packing import grid_key
@@ -45,11 +46,11 @@ class InputMaker:
         columns: SampleColumns,
         device: torch.device,
         rates: DrawRates | None = None,
-        decoder: GpuDecoder | None = None,
+        decode: Decode = "cpu",
     ) -> None:
-        """`rates` answers a request for a `Rate`; `decoder` takes batches whose pictures are files."""
+        """`rates` answers a request for a `Rate`; `decode` is the loader's."""
         self._rates = rates
-        self._decoder = decoder
+        self._decoder = open_decoder(decode, model.image_size, device)
         self._model = model
         self._requests = requests
         self._columns = columns
@@ -90,7 +91,7 @@ class InputMaker:
         """Return uint8 (rows, views, ...) on the device: all views in one copy."""
         if batch.files is None:
             return batch.pictures.to(self._device, non_blocking=True)
-        assert self._decoder is not None, "the trainer gives a decoder where the loader leaves files"
+        assert self._decoder is not None, "decode is the loader's"
         rows, views = batch.pictures.shape[:2]
         places = batch.pictures.permute(0, 1, 3, 4, 2).reshape(rows * views, -1)
         uids = [uid for uid in batch.uids for _ in range(views)]

@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn import functional
 
 from schemas.errors import InputError
+from train.batch_tokenizer import BatchTokenizer
 from train.config import ModelConfig
 from train.packing import NATIVE_TOWER, encode_packed, grid_key, square_patches
 from train.request import Patches, Pooled, Request, Shape, Text, Tokens, wanted_texts, wanted_views
-from train.tokenizer import load_tokenizer, require_revision, tokenize
+from train.tokenizer import load_tokenizer, require_revision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,6 +81,7 @@ class ImageTextModel(nn.Module):
         self.row_patches = 0
         # A fast tokenizer is not safe to share between threads, and training tokenizes one batch ahead in another.
         self._tokenizer_lock = threading.Lock()
+        self._batch_tokenizer: BatchTokenizer | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
 
@@ -169,7 +171,11 @@ class ImageTextModel(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and attention mask (n, length) of texts; safe to call from a thread beside the training."""
         with self._tokenizer_lock:
-            return tokenize(self.tokenizer, texts, self.context_length, trim=not self._is_padded)
+            found = self._batch_tokenizer
+            if found is None or found.tokenizer is not self.tokenizer or found.context_length != self.context_length:
+                found = BatchTokenizer(self.tokenizer, self.context_length, trim=not self._is_padded)
+                self._batch_tokenizer = found
+            return found(texts)
 
     def _pool_packed(self, patches: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Return what the tower pools of pictures that come as patches (n, most, patch * patch * 3)."""

@@ -29,7 +29,6 @@ from train.columns import SampleColumns, open_columns
 from train.config import TrainConfig, first_difference
 from train.distributed import World, join_world, num_threads, wrap_towers
 from train.evaluate import evaluate_model
-from train.gpu_decoder import open_decoder
 from train.gradients import compute_gradients
 from train.index import Dataset
 from train.inputs import InputMaker
@@ -120,7 +119,6 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     trained = nn.ModuleDict({"model": model, "objective": objective})
     optimizer = make_optimizer(trained, config)
     loader = _make_loader(data, columns, config, objective, model, world, schedule)
-    decoder = open_decoder(config.decode, model.image_size, world.device)
     is_recording = config.sample_losses or (config.sampling is not None and config.sampling.feedback is not None)
     sample_losses = SampleLosses(data, world, objective.needs) if is_recording else None
     num_steps = config.num_steps(loader.steps_per_epoch)
@@ -172,7 +170,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.enter_context(loader)
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
-        maker = InputMaker(model, objective.needs, columns, world.device, DrawRates(data, schedule), decoder)
+        maker = InputMaker(model, objective.needs, columns, world.device, DrawRates(data, schedule), config.decode)
         batches = stack.enter_context(closing(follow_epochs(loader, maker, schedule, model, sample_losses, step)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
