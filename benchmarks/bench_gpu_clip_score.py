@@ -42,8 +42,8 @@ TARGET, TOLERANCE = 0.9, 1e-3
 # Different pictures and captions; more are the same again.
 MAX_DISTINCT = 4096
 BARE_BATCHES = (256, 512, 1024, 2048)
-# Rows that a pass hands over at once, and many.
-TABLE_ROWS = (256, 4096)
+# A chunk, and chunks put together: as many as a pass hands over at once at 384 pixels a side, at 224, and at most.
+TABLE_ROWS = (256, 512, 1536, 2048)
 TOWER_ROWS = (64, 128, 256, 512, 1024)
 LOOP_BATCH = 256
 WORDS_PER_CAPTION, SPREAD = 9.0, 0.6

@@ -109,6 +109,11 @@ class Output:
             errors=[error for part in parts for error in part.errors],
         )
 
+    def slice(self, start: int, stop: int) -> "Output":
+        """Return the rows from `start` up to `stop`."""
+        columns = {name: values.slice(start, stop - start) for name, values in self.columns.items()}
+        return Output(columns=columns, errors=self.errors[start:stop])
+
     def as_input(self, column: str) -> Input:
         """Return a column as another operator's input; a row that failed here says so there."""
         return Input.from_column(self.columns[column], self.errors)

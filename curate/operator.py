@@ -66,8 +66,8 @@ class Resources:
     cpus: float = 1.0
     gpus: float = 1.0  # per actor; counts only where `model` is true and the cluster has GPUs
     batch_size: int = 256  # samples per call of annotate
-    # The same where a GPU runs the model, from two threads at once; the function must bear that, and should not depend on its batches but
-    # for rounding. 0: `batch_size`, as everywhere.
+    # The same where a GPU runs the model, from two threads at once, and of several chunks; the function must bear that, and should not
+    # depend on its batches but for rounding. 0: `batch_size`, as everywhere.
     gpu_batch_size: int = 0
     model: bool = False
     # Calls of annotate at once, from one shard or several: so that what answers them never waits at a batch's end. Above 1 the function

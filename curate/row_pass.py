@@ -29,8 +29,11 @@ _prepares: dict[str, Prepare | None] = {}
 _load_lock = threading.Lock()
 # Seconds in each operator, by fingerprint.
 Spent = defaultdict[str, float]
-# While the columns of one chunk are made, a GPU computes the next.
+# While the columns of some chunks are made, a GPU computes the next.
 _GPU_CALLS = 2
+# The memory of the chunks that models get together on a GPU; a chunk that is larger comes alone. At a time two groups are computed, and
+# one is being put together for each shard in flight.
+GROUP_BYTES = 256 << 20
 _PICTURE_KEYS: dict[str, OriginKey] = {kind: (kind, "", kind) for kind in (IMAGE_COLUMN, IMAGE_LUMA_COLUMN)}
 
 
@@ -66,6 +69,12 @@ class StreamItem:
     uids: pa.Array
     inputs: dict[OriginKey, Input]
     batches: dict[str, Batches]
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that the inputs and the batches take."""
+        tables = [table for batches in self.batches.values() for table in batches.tables]
+        return int(sum(data.nbytes for data in (*(found.values for found in self.inputs.values()), *tables)))
 
 
 @dataclass
@@ -171,7 +180,7 @@ def load_consumer(row_pass: RowPass) -> Callable[[ShardHeader, Iterator[StreamIt
     """Return the function that runs the models of a pass on what `stream_shard` yields.
 
     One model call at a time, but for operators that ask for several, or may be called twice at once on a GPU; then chunks, of one shard
-    or more, are worked on side by side.
+    or more, are worked on side by side. An operator with a size of its own for GPUs gets several chunks together there.
     """
     num_chunks = max((_num_calls(p.operator) for p in row_pass.plan if p.has_model), default=1)
     lookahead = Lookahead(functools.partial(_run_late, threading.Lock()), num_chunks)
@@ -192,8 +201,10 @@ def origin_key(origin: Origin) -> OriginKey:
     return origin.kind, origin.fingerprint, origin.column
 
 
-_Late = tuple[list[Planned], StreamItem | ShardReport]
-_LateResult = tuple[StreamItem | ShardReport, dict[str, Output], Spent]
+_Group = list[StreamItem]
+_Late = tuple[list[Planned], _Group | ShardReport]
+# The uids and the outputs of each chunk, by fingerprint: what went in is not kept.
+_LateResult = tuple[list[tuple[pa.Array, dict[str, Output]]] | ShardReport, Spent]
 
 
 def _consume(
@@ -206,34 +217,96 @@ def _consume(
     report: ShardReport | None = None
     spent: Spent = defaultdict(float)
     with write_annotations(row_pass.pool, late, header, row_pass.pool_digest) as writers:
-        for item, outputs, seconds in lookahead.map((late, item) for item in items):
+        for found, seconds in lookahead.map((late, group) for group in _group(items, _group_rows(late))):
             _add(spent, seconds)
-            if isinstance(item, ShardReport):
-                report = item
+            if isinstance(found, ShardReport):
+                report = found
                 continue
-            for fingerprint, output in outputs.items():
-                writers[fingerprint].add(item.uids, output)
+            for uids, outputs in found:
+                for fingerprint, output in outputs.items():
+                    writers[fingerprint].add(uids, output)
         assert report is not None, "the stream ended without its report"
     errors = {fingerprint: writer.num_errors for fingerprint, writer in writers.items()}
     _add(spent, report.spent)
     return replace(report, num_errors=report.num_errors | errors, spent=dict(spent))
 
 
+def _group_rows(late: Sequence[Planned]) -> int:
+    """Return up to how many rows the models are to get together; 0: each chunk by itself."""
+    # A program elsewhere is kept busy by many chunks at a time, which would be many groups.
+    if any(_num_calls(planned.operator) > _GPU_CALLS for planned in late):
+        return 0
+    return max((_gpu_batch_size(planned.operator) for planned in late), default=0)
+
+
+def _group(items: Iterable[StreamItem | ShardReport], max_rows: int) -> Iterator[_Group | ShardReport]:
+    """Yield consecutive chunks together, as many as `max_rows` and GROUP_BYTES allow and at least one, then the report."""
+    group: _Group = []
+    num_rows = num_bytes = 0
+    for item in items:
+        if isinstance(item, ShardReport):
+            if group:
+                yield group
+            yield item
+            return
+        more_rows, more_bytes = len(item.uids), item.num_bytes
+        if group and (num_rows + more_rows > max_rows or num_bytes + more_bytes > GROUP_BYTES):
+            yield group
+            group, num_rows, num_bytes = [], 0, 0
+        group.append(item)
+        num_rows, num_bytes = num_rows + more_rows, num_bytes + more_bytes
+        if num_rows >= max_rows or num_bytes >= GROUP_BYTES:  # nothing more would fit: not to wait for it
+            yield group
+            group, num_rows, num_bytes = [], 0, 0
+
+
 def _run_late(lock: threading.Lock, work: _Late) -> _LateResult:
-    """Run the models, and what reads their columns, on a chunk; return their outputs by fingerprint."""
-    late, item = work
-    outputs: dict[str, Output] = {}
-    if isinstance(item, ShardReport):
-        return item, outputs, defaultdict(float)
-    inputs = _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs))
+    """Run the models, and what reads their columns, on some chunks."""
+    late, group = work
+    spent: Spent = defaultdict(float)
+    if isinstance(group, ShardReport):
+        return group, spent
+    chunks = [
+        _Inputs(num_rows=len(item.uids), read=_was_not_sent, known=dict(item.inputs), spent=spent) for item in group
+    ]
+    found: list[tuple[pa.Array, dict[str, Output]]] = [(item.uids, {}) for item in group]
     for planned in late:
-        batches = item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned), inputs.spent)
-        if size := _gpu_batch_size(planned.operator):
-            batches = Batches.concat([batches], size)
-        with nullcontext() if _num_calls(planned.operator) > 1 else lock:
-            outputs[planned.fingerprint] = _run(planned, batches, inputs.spent)
-        inputs.add(planned, outputs[planned.fingerprint])
-    return item, outputs, inputs.spent
+        outputs = _run_group(planned, group, chunks, lock)
+        for inputs, (_, own), output in zip(chunks, found, outputs, strict=True):
+            own[planned.fingerprint] = output
+            inputs.add(planned, output)
+    return found, spent
+
+
+def _run_group(
+    planned: Planned, group: Sequence[StreamItem], chunks: Sequence[_Inputs], lock: threading.Lock
+) -> list[Output]:
+    """Return an operator's output for each chunk.
+
+    Only one that gets larger batches on a GPU sees chunks together. The others get the batches that they have anywhere, so that what they
+    write does not depend on what runs beside them.
+    """
+    turn = nullcontext() if _num_calls(planned.operator) > 1 else lock
+    spent = chunks[0].spent
+    parts = (
+        item.batches.get(planned.fingerprint) or _prepare(planned, inputs.batches(planned), spent)
+        for item, inputs in zip(group, chunks, strict=True)
+    )
+    outputs = []
+    size = _gpu_batch_size(planned.operator)
+    if not size:
+        for part in parts:
+            with turn:
+                outputs.append(_run(planned, part, spent))
+        return outputs
+    whole = Batches.concat(list(parts), size)
+    with turn:
+        output = _run(planned, whole, spent)
+    start = 0
+    for inputs in chunks:
+        outputs.append(output.slice(start, start + inputs.num_rows))
+        start += inputs.num_rows
+    return outputs
 
 
 def _read_inputs(

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 EMBEDDING_TYPE = pa.list_(pa.float16())
 # As many as keep a CPU's arithmetic busy, and few enough for its caches.
 BATCH_SIZE = 64
-# The model cuts it up itself, by its own size.
-GPU_BATCH_SIZE = 4096
+# The model cuts it up itself, by its own size: enough that a table's first copies and its last results are a small part of its time.
+GPU_BATCH_SIZE = 2048
 _MODELS_KEPT = 4
 # The image tower that takes pictures of any shape.
 _NATIVE_TOWER = "siglip2_vision_model"

@@ -80,6 +80,15 @@ def test_parts_put_together_are_the_whole() -> None:
     assert Output.concat(outputs).columns["x"].to_pylist() == [0, 1, 2]
 
 
+def test_an_output_is_cut_by_rows() -> None:
+    output = Output(columns={"x": pa.array([1, None, 3, 4])}, errors=[None, "no a", None, "odd"])
+    cut = output.slice(1, 3)
+    assert (cut.columns["x"].to_pylist(), cut.errors) == ([None, 3], ["no a", None])
+    again = Output.concat([output.slice(0, 1), cut, output.slice(3, 4)])
+    assert again.columns["x"].equals(output.columns["x"])
+    assert again.errors == output.errors
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [

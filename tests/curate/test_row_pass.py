@@ -1,9 +1,11 @@
 """One pass over a shard with operators that read each other: pictures before text, text before pictures, models among them."""
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from curate.images import pixels
 from curate.operator import Annotate, Operator, Prepare, Resources, ShardOperator
 from curate.plan import make_plan
-from curate.row_pass import RowPass, ShardReport, annotate_shard, load_consumer, stream_shard
+from curate.row_pass import RowPass, ShardReport, StreamItem, annotate_shard, load_consumer, stream_shard
 from curate.store import Pool
 from schemas.errors import ContractError
 from tests.pool import CORRUPT_ROW, FAILED_ROWS, make_rows
@@ -220,6 +222,132 @@ def test_a_gpu_gets_whole_chunks_two_at_a_time(
     assert max(running) == (2 if has_gpu else 1)
     captions = [None if row.caption is None else len(row.caption) for row in make_rows(40)]
     assert read(row_pass, "tower") == read(row_pass, "after") == captions
+
+
+def make_gpu_pass(pool: Pool) -> RowPass:
+    """Two operators with a size for GPUs, of a text and of prepared pictures; one without that reads both and a picture; what reads it."""
+    large = Resources(model=True, batch_size=4, gpu_batch_size=24)
+    words = step("words", ["alt_text"], resources=large)
+    seen = step("seen", ["image"], resources=large, prepare=prepare_sum)
+    beside = step("beside", ["words_x", "seen_x", "image"], [words, seen], resources=MODEL)
+    return make_pass(pool, step("behind", ["beside_x", "alt_text"], [beside], resources=Resources(batch_size=256)))
+
+
+def written(row_pass: RowPass) -> dict[str, bytes]:
+    paths = {p.operator.name: row_pass.pool.annotation_path(p.operator.name, p.fingerprint, 0) for p in row_pass.plan}
+    return {name: Path(row_pass.pool.locate(path)).read_bytes() for name, path in paths.items()}
+
+
+def sizes() -> dict[str, list[int]]:
+    """The rows of the calls of each operator, in order."""
+    return {name: [size for other, size in calls if other == name] for name, _ in calls}
+
+
+@pytest.fixture
+def long_pool(pool_builder: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """A shard of 47 rows, in chunks of ten: nine captions and seven pictures in the first."""
+    from curate import shard_reader
+
+    monkeypatch.setattr(shard_reader, "CHUNK_ROWS", 10)
+    return pool_builder(num_shards=1, shard_size=47)
+
+
+def use_gpu(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
+    from curate.models import staging
+
+    monkeypatch.setattr(staging, "has_gpu", lambda: has_gpu)
+
+
+def test_a_gpu_gets_chunks_together(long_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    row_pass = make_gpu_pass(long_pool)
+    use_gpu(monkeypatch, False)
+    report = consume(row_pass)
+    alone, alone_sizes = written(row_pass), sizes()
+    for planned in row_pass.plan:
+        long_pool.remove(long_pool.annotation_path(planned.operator.name, planned.fingerprint, 0))
+    calls.clear()
+    use_gpu(monkeypatch, True)
+    together = consume(row_pass)
+    assert alone_sizes["words"] == [4, 4, 1, *[4, 4, 2] * 3, 4, 3]
+    # A third chunk would be too much for a call; two groups may end in either order.
+    assert sorted(sizes()["words"]) == [7, 19, 20]
+    assert sorted(sizes()["seen"]) == [7, 17, 20]
+    # The batches of the others are those that they have without a GPU.
+    assert {name: sorted(found) for name, found in sizes().items() if name in ("beside", "behind")} == {
+        name: sorted(found) for name, found in alone_sizes.items() if name in ("beside", "behind")
+    }
+    assert written(row_pass) == alone
+    assert together.num_errors == report.num_errors
+    assert read(row_pass, "words") == [None if row.caption is None else len(row.caption) for row in make_rows(47)]
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "expected"),
+    [(3 << 20, [44]), (500_000, [7, 17, 20]), (1, [7, 7, 10, 10, 10])],
+)
+def test_large_pictures_do_not_come_together(
+    long_pool: Pool, monkeypatch: pytest.MonkeyPatch, max_bytes: int, expected: list[int]
+) -> None:
+    """Pictures of 20,736 bytes that nothing makes smaller before: a chunk's take up to 207,360."""
+    from curate import row_pass as module
+
+    use_gpu(monkeypatch, True)
+    monkeypatch.setattr(module, "GROUP_BYTES", max_bytes)
+    resources = Resources(model=True, batch_size=4, gpu_batch_size=1000)
+    row_pass = make_pass(long_pool, step("bulky", ["image"], resources=resources))
+    consume(row_pass)
+    assert sum(expected) == sum(sizes()["bulky"])
+    assert sorted(sizes()["bulky"]) == expected
+
+
+def test_without_a_gpu_nothing_waits_for_the_next_chunk(long_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, False)
+    resources = Resources(model=True, batch_size=10, gpu_batch_size=24)
+    row_pass = make_pass(long_pool, step("prompt", ["alt_text"], resources=resources))
+    header = long_pool.shard_header(0)
+
+    def note() -> Iterator[StreamItem | ShardReport]:
+        for item in stream_shard(row_pass, header):
+            if isinstance(item, StreamItem):
+                calls.append(("drawn", len(item.uids)))
+            yield item
+
+    load_consumer(row_pass)(header, note())
+    assert [name for name, _ in calls] == ["drawn", "prompt"] * 5
+
+
+def test_a_program_elsewhere_is_kept_busy_by_single_chunks(long_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpu(monkeypatch, True)
+    tower = step("lone", ["alt_text"], resources=Resources(model=True, batch_size=4, gpu_batch_size=24))
+    asked = step("asked", ["alt_text"], resources=Resources(model=True, batch_size=8, concurrent_batches=3))
+    consume(make_pass(long_pool, tower, asked))
+    assert sorted(sizes()["lone"]) == [7, 9, 10, 10, 10]
+
+
+def test_a_pass_that_was_interrupted_on_a_gpu_ends_with_the_same_bytes(
+    long_pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_gpu(monkeypatch, True)
+    row_pass = make_gpu_pass(long_pool)
+    header = long_pool.shard_header(0)
+    first_three = itertools.islice(stream_shard(row_pass, header), 3)
+
+    def break_off() -> Iterator[StreamItem | ShardReport]:
+        yield from first_three
+        raise ConnectionError("the stream broke")
+
+    with pytest.raises(ConnectionError):
+        load_consumer(row_pass)(header, break_off())
+    assert len(row_pass.missing(header)) == 4
+    consume(row_pass)
+    whole = written(row_pass)
+    for name in ("seen", "beside"):  # committed one after the other: a process may end between two
+        (planned,) = [planned for planned in row_pass.plan if planned.operator.name == name]
+        long_pool.remove(long_pool.annotation_path(name, planned.fingerprint, 0))
+    calls.clear()
+    consume(row_pass)
+    assert set(sizes()) == {"seen", "beside"}
+    assert written(row_pass) == whole
 
 
 def test_what_is_there_is_read_and_not_computed(tiny_pool: Pool) -> None:
