@@ -22,6 +22,7 @@ from curate.models.architectures import register_architectures
 from curate.models.preprocess import ImageSettings, fill_images, load_settings, stack_patches
 from curate.models.staging import Feeder, cut_pictures, cut_texts, flatten_ids, pad_ids
 from curate.operator import Resources, ShardOperator
+from schemas.direct_tokenizer import find_direct
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -247,10 +248,13 @@ class Tokenize:
         self._tokenizer = tokenizer
         self._layout = layout
         self.pad_id = int(tokenizer.pad_token_id or 0)
+        self._direct = None if layout.is_padded else find_direct(tokenizer, layout.length)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
+        if self._direct is not None:
+            return self._direct(texts)
         padding = "max_length" if self._layout.is_padded else False
         encoded = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=self._layout.length)
         return [list(ids) for ids in encoded["input_ids"]]
