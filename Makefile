@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast check check-docs check-wheel format bench docs clean
+.PHONY: setup demo test test-fast test-gpu check check-docs check-wheel format bench docs clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# All other targets leave GPUs alone: the tests compare with what a CPU gives.
+test-gpu: setup
+	WINNOW_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What every test may ask for: one thread per library, one Ray for the whole session, a small pool."""
+"""What every test may ask for: one thread per library, no GPU unless asked for, one Ray for the whole session, a small pool."""
 
 # ruff: noqa: E402  (the environment comes first)
 
@@ -16,6 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Tests compare with what a CPU's arithmetic gives: on a GPU models run in half precision by themselves, and one kernel that fails takes
+# along all later tests of its process. Overwritten, because schedulers and containers set it; before torch is imported, which reads it once.
+if not os.environ.get("WINNOW_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +30,17 @@ from curate.executor import Executor
 from curate.store import Pool
 from tests.browser import chromium, open_page  # noqa: F401  (fixtures; one Chromium for all modules)
 from tests.pool import make_pool
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none to be seen."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device and `make test-gpu` (WINNOW_TEST_GPU=1 pytest -m gpu)")
 
 
 @pytest.fixture(scope="session")

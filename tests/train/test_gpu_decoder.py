@@ -16,7 +16,6 @@ from train.loader import Batch, Loader, LoaderConfig
 
 SIZE = 40
 CPU = torch.device("cpu")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def decode_here(files: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -130,7 +129,6 @@ def test_without_a_gpu_it_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_nvjpeg_makes_the_pictures_that_workers_make(tmp_path) -> None:
     device = torch.device("cuda", 0)
     files, pixels = (make_batch(tmp_path, decode=decode) for decode in ("gpu", "cpu"))

@@ -73,7 +73,6 @@ def _update(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_updates_on_a_gpu_are_those_on_a_cpu() -> None:
     alone = step_sharded(World())
     torch.distributed.init_process_group(

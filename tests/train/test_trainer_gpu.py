@@ -12,7 +12,7 @@ from train.metrics import read_metrics
 from train.model import load_model
 from train.trainer import train
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 EXACT = {**TINY, "samples_seen": 160, "precision": "fp32"}
 

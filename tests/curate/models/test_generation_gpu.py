@@ -16,10 +16,7 @@ from tests.curate.models.test_engine_transformers import DRAWN, GREEDY, question
 from tests.curate.models.test_engine_transformers import picture as make_jpeg
 from tests.language_model import make_language_model
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 # In some releases of transformers GIT's generation looks beyond its positions, which on a GPU takes all later tests along.
 WRITERS = ("llama", *(kind for kind in KINDS if kind != "git"))
 BEAMED = Sampling(max_new_tokens=6, num_beams=3, log_probabilities=True)
