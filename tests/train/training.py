@@ -121,10 +121,12 @@ def run_training(
     """
     script = out.parent / "train_script.py"
     script.write_text(_SCRIPT)
+    # The caller's own, behind: libraries may be there and nowhere else.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     out.with_name(f"{out.name}.died").unlink(missing_ok=True)
     return subprocess.run(
         [sys.executable, *launcher, str(script), str(dataset), str(out), json.dumps(settings), die],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
