@@ -23,8 +23,8 @@ _MARGIN = 0.25
 class MaskedClipScore(TowerOperator):
     """The cosine of the caption with the picture whose text is painted over (T-MARS, arXiv 2307.03132), -1 to 1.
 
-    masked_clip_score   every line of text is filled with the mean colour of the pixels around it that are no text; without text it is
-                        the plain clip_score
+    masked_clip_score   every line of text is filled with the mean colour of the pixels around it, those of other lines left out where
+                        they are fewer than half; without text it is the plain clip_score
 
     T-MARS drops the lower half of the pool: pictures that agree with their caption only because the caption can be read in them. Only
     pictures with text go through the image tower again, at the cost of clip_embedding. Needs text_spotting and both embeddings.
@@ -83,7 +83,7 @@ class MaskedClipScore(TowerOperator):
 
 
 def mask_lines(picture: np.ndarray, lines: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return a copy in which each line of text has the mean colour of what surrounds it, other lines left out.
+    """Return a copy in which each line of text has the mean colour of what surrounds it, without other lines where half of it is free.
 
     A line is a polygon: x and y of its corners, one after the other, as ratios of width and height.
     """
@@ -108,7 +108,7 @@ def mask_lines(picture: np.ndarray, lines: Sequence[Sequence[float]]) -> np.ndar
         cv2.fillPoly(inside, [shape - np.array([left, top], np.int32)], 1)
         around = cv2.dilate(inside, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > inside
         free = around & (is_text[window] == 0)
-        # Between two lines there is only text, and around one that fills the picture nothing.
-        source = next(choice for choice in (free, around, inside > 0) if choice.any())
-        masked[window][inside > 0] = np.round(picture[window][source].mean(axis=0))
+        # Of stacked lines only the ends are free, and show what lies behind a package; around a line that fills the picture is nothing.
+        source = free if 2 * free.sum() >= around.sum() else around
+        masked[window][inside > 0] = np.round(picture[window][source if source.any() else inside > 0].mean(axis=0))
     return masked

@@ -101,7 +101,8 @@ class TextSpotting(ShardOperator):
 
 
 def _is_text(line: Spotted, num_pixels: int) -> bool:
-    num_letters = len(letters(line.text))
+    # A sign for a Roman number is one character, though it says several letters: two strokes are "read" as such.
+    num_letters = min(len(letters(line.text)), len(line.text))
     if line.confidence < _MIN_CONFIDENCE or num_letters < _MIN_CHARACTERS:
         return False
     is_large = _polygon_area(line.corners) > _MAX_LETTER_AREA * num_letters * num_pixels

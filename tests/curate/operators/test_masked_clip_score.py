@@ -94,13 +94,18 @@ def test_a_slanted_line_hides_no_more_than_itself() -> None:
     assert masked.max() == 100
 
 
-def test_other_lines_give_no_colour() -> None:
+def test_a_line_nearby_gives_no_colour() -> None:
     picture = np.full((60, 60, 3), 200, np.uint8)
-    picture[10:50, 10:50] = 0  # three lines, close together
-    lines = [upright(10 / 60, top / 60, 50 / 60, (top + 12) / 60) for top in (10, 24, 38)]
-    masked = mask_lines(picture, lines)
-    assert masked[16, 30].tolist() == masked[44, 30].tolist()
-    assert masked[16, 30, 0] > 120  # mostly what lies outside, though black is next to it
+    picture[10:22, 10:50] = picture[24:36, 10:50] = 0
+    masked = mask_lines(picture, [upright(10 / 60, top / 60, 49 / 60, (top + 11) / 60) for top in (10, 24)])
+    assert (masked == 200).all()
+
+
+def test_a_line_between_lines_has_the_colour_of_all_around() -> None:
+    picture = np.full((60, 60, 3), 250, np.uint8)
+    picture[:, 10:50] = 40  # a dark package with three lines that touch
+    lines = [upright(10 / 60, top / 60, 49 / 60, (top + 11) / 60) for top in (10, 22, 34)]
+    assert mask_lines(picture, lines)[28, 30, 0] < 120  # not what lies at its sides
 
 
 @pytest.mark.parametrize("box", [[0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5], [0.99, 0.99, 1.0, 1.0]])

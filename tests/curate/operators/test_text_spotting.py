@@ -101,7 +101,12 @@ def test_a_slanted_line_is_given_by_its_corners() -> None:
 
 def test_a_lone_character_and_a_guess_are_no_text() -> None:
     corners = np.array([[0, 0], [10, 0], [10, 5], [0, 5]], np.float32)
-    lines = [Spotted("Y", 0.99, corners), Spotted("guess", 0.49, corners), Spotted("ok", 0.5, corners)]
+    lines = [
+        Spotted("Y", 0.99, corners),
+        Spotted("\u2161", 0.99, corners),
+        Spotted("guess", 0.49, corners),
+        Spotted("ok", 0.5, corners),
+    ]
     row = TextSpotting()._describe(lines, (20, 40), "guess ok Y")
     assert row["text_strings"] == ["ok"]
     assert row["text_area_ratio"] == pytest.approx(1 / 16, abs=0.03)
