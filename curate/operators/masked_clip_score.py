@@ -105,10 +105,14 @@ def mask_lines(picture: np.ndarray, lines: Sequence[Sequence[float]]) -> np.ndar
         right, bottom = (shape.max(axis=0) + margin + 1).tolist()
         window = np.s_[top:bottom, left:right]
         inside = np.zeros_like(is_text[window])
-        cv2.fillPoly(inside, [shape - np.array([left, top], np.int32)], 1)
-        around = cv2.dilate(inside, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)) > inside
-        free = around & (is_text[window] == 0)
+        around = inside.copy()
+        place = shape - np.array([left, top], np.int32)
+        cv2.polylines(around, [place], isClosed=True, color=1, thickness=2 * margin + 1)
+        cv2.fillPoly(inside, [place], 1)
+        around &= 1 - inside
+        free = around & (1 - is_text[window])
         # Of stacked lines only the ends are free, and show what lies behind a package; around a line that fills the picture is nothing.
-        source = free if 2 * free.sum() >= around.sum() else around
-        masked[window][inside > 0] = np.round(picture[window][source if source.any() else inside > 0].mean(axis=0))
+        source = free if 2 * np.count_nonzero(free) >= np.count_nonzero(around) else around
+        colour = cv2.mean(picture[window], mask=source if source.any() else inside)[:3]
+        cv2.fillPoly(masked, [shape], np.round(colour).tolist())
     return masked
