@@ -85,7 +85,8 @@ def test_texts_are_those_of_a_cpu(kind: str, tmp_path: Path, monkeypatch: pytest
         assert [answer.error for answer in found] == [""] * len(requests)
         assert texts(found) == texts(expected)
         for mine, theirs in zip(found, expected, strict=True):
-            assert mine.log_probability == pytest.approx(theirs.log_probability, abs=1e-3)
+            # The weights were rounded to bfloat16 when they were loaded.
+            assert mine.log_probability == pytest.approx(theirs.log_probability, abs=2e-2)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
