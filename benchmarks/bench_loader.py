@@ -64,12 +64,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--side", type=int, default=256, help="short side of the stored photos, in pixels")
     parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--without-peers", action="store_true", help="bare decode and our loader only, for many rounds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     use_one_thread()  # before the forks below: a thread pool does not survive one
     images, origin = make_images(options.data, options.side)
     with tempfile.TemporaryDirectory(prefix="winnow-bench-") as folder:
         contestants = prepare(Path(folder), images, options.workers)
+        if options.without_peers:
+            contestants = {name: contestants[name] for name in (BARE, WEIGHTED)}
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         costs: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(options.rounds):
