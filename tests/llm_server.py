@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -176,6 +177,11 @@ class LlmServer:
         self.port = 0
 
     def __enter__(self) -> "LlmServer":
+        # Bound and not listening: whoever asks a dead server is refused, and nobody else is given its port until it is started again.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.start()
         return self
 
@@ -183,6 +189,7 @@ class LlmServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill()
+        self._reserved.close()
 
     @property
     def url(self) -> str:
@@ -190,12 +197,12 @@ class LlmServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        """Start the process, on the same port as before where it ran before."""
+        """Start the process, on the same port as before where it ran before; returns when it listens."""
         arguments = [sys.executable, "-m", "tests.llm_server", "--port", str(self.port), *self._arguments]
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=root)
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        assert int(self._process.stdout.readline()) == self.port
 
     def kill(self) -> None:
         """End the process with SIGKILL."""
@@ -239,7 +246,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     app.router.add_post("/v1/chat/completions", site.complete)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    tcp = web.TCPSite(runner, "127.0.0.1", arguments.port, backlog=1024, reuse_address=True)
+    tcp = web.TCPSite(runner, "127.0.0.1", arguments.port, backlog=1024, reuse_address=True, reuse_port=True)
     await tcp.start()
     server = tcp._server
     assert isinstance(server, asyncio.Server)
@@ -249,7 +256,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", required=True)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--key", default="")
