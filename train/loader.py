@@ -322,13 +322,13 @@ class _TrainJob:
             own = np.array([further[row].random() for _ in range(22)]) if further else draws[row, 2:]
             return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
-        def pack(row: int, data: bytes) -> None:
-            self._decoder.pack(data, choose(row), images[row], facts[row])
+        def put(row: int, data: bytes) -> None:
+            if config.decode == "gpu":
+                self._decoder.pack(data, choose(row), images[row], facts[row])
+            else:
+                self._decoder.crop(data, choose(row), images[row])
 
-        if config.decode == "gpu":
-            read_images(self._reader, self._places(indices), pack)
-        else:
-            fill_images(self._reader, self._decoder, self._places(indices), choose, images)
+        read_images(self._reader, self._places(indices), put)
         for image, generator in zip(images, further, strict=False):
             augment_picture(image, generator)
 
@@ -384,19 +384,8 @@ class CenterCropJob:
         """Read and decode the pictures; there are no texts."""
         del key, first, facts
         places = (self.shards[indices], self.offsets[indices], self.sizes[indices])
-        fill_images(self._reader, self._decoder, places, lambda _: center_box, images)
+        read_images(self._reader, places, lambda row, data: self._decoder.crop(data, center_box, images[row]))
         return []
-
-
-def fill_images(
-    reader: ImageReader,
-    decoder: Decoder,
-    places: Places,
-    choose: Callable[[int], Callable[[int, int], Box]],
-    images: Pixels,
-) -> None:
-    """Read, decode and crop the images at `places` into `images` (n, S, S, 3)."""
-    read_images(reader, places, lambda row, data: decoder.crop(data, choose(row), images[row]))
 
 
 def read_images(reader: ImageReader, places: Places, put: Callable[[int, bytes], None]) -> None:
