@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 CPU = torch.device("cpu")
+# How long processes wait for the one that evaluates, finds neighbours or writes. A group's own limit (10 minutes for NCCL) is for steps;
+# of a process that died torchrun and Ray Train tell the others at once.
+_LONGEST_WAIT = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class World:
     size: int = 1
     local_size: int = 1  # processes on this host
     device: torch.device = CPU
+    patient: distributed.ProcessGroup | None = None  # the same processes, in no hurry
 
     @property
     def is_main(self) -> bool:
@@ -63,9 +68,9 @@ class World:
         return bool(raised.item() > 0)
 
     def wait(self) -> None:
-        """Return when every process has arrived."""
+        """Return when every process has arrived, however long one of them takes."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.patient)
 
 
 class _Gather(torch.autograd.Function):
@@ -94,7 +99,10 @@ def join_world() -> Iterator[World]:
         _join_torchrun()
         created = True
     try:
-        yield _describe()
+        world = _describe()
+        yield world
+        if world.patient is not None:
+            distributed.destroy_process_group(world.patient)
     finally:
         if created:
             distributed.destroy_process_group()
@@ -136,7 +144,11 @@ def _describe() -> World:
     if not distributed.is_initialized():
         return World(device=device)
     return World(
-        rank=distributed.get_rank(), size=distributed.get_world_size(), local_size=_count_local(), device=device
+        rank=distributed.get_rank(),
+        size=distributed.get_world_size(),
+        local_size=_count_local(),
+        device=device,
+        patient=distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT),
     )
 
 

@@ -216,6 +216,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                 speed = (step - clock_step) * config.batch_size / seconds
                 clock_step = step
                 log.write(metrics, {"step": step, "seconds": seconds, "samples_per_second": speed})
+            if is_evaluated:
+                world.wait()  # one process evaluates, for longer than the others may wait in a step
             progress.advance(config.batch_size, loss=f"{shown:.3f}", lr=f"{rate:.1e}")
 
             # Save

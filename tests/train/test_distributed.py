@@ -1,4 +1,6 @@
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,14 @@ def exchange(world: World) -> dict[str, torch.Tensor]:
     }
 
 
+def wait_for_the_first(world: World) -> dict[str, torch.Tensor]:
+    with join_world() as joined:
+        if world.is_main:
+            time.sleep(6)  # at an evaluation, say
+        joined.wait()
+    return {}
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_value_and_gradients_are_those_of_one_process(size: int, tmp_path: Path) -> None:
     expected = loss_and_gradients(World(), True)
@@ -75,6 +85,10 @@ def test_processes_agree(tmp_path: Path) -> None:
         assert one["any"].tolist() == [True, False]
         assert one["described"].tolist() == [rank, 2, 2, rank == 0]
         assert one["still_joined"]  # whoever joined leaves, not the trainer
+
+
+def test_a_slow_process_is_waited_for_longer_than_in_a_step(tmp_path: Path) -> None:
+    assert run_processes(2, tmp_path, wait_for_the_first, timeout=timedelta(seconds=2)) == [{}, {}]
 
 
 def test_one_process_needs_no_group() -> None:
