@@ -1,21 +1,11 @@
 """The columns of a dataset that training reads, in files that every worker maps into memory instead of holding a copy.
 
 Made once per dataset and set of caption columns from the sidecar Parquets: `shard.npy`, `offset.npy`, `size.npy`, `weight.npy`,
-`uid.npy` (16 bytes a sample) and `captions.arrow` (one record batch per shard). The folder gets its name when it is whole.
+`uid.npy` (16 bytes a sample) and `captions.arrow` (one record batch per shard). `columns/` beside them is of `column_files.py`.
 """
 
-import fcntl
-import hashlib
-import json
-import logging
-import os
-import secrets
-import shutil
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +17,15 @@ import pyarrow.parquet as pq
 
 from schemas.dataset import DatasetIndex, ShardEntry
 from schemas.errors import InputError, StaleDatasetError
+from schemas.progress import Progress, SilentProgress
 from train.captions import Caption
+from train.made_once import make_once, name_folder, read_ahead, removed_folders
+from train.uids import UID_BYTES, parse_uids
 
-logger = logging.getLogger(__name__)
-
-UID_BYTES = 16
 _FORMAT = 1  # part of the folder's name: raise it when the files change
 _NUMBERS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "weight": np.float64}
 _READ_AHEAD = 8
-_REMOVED_SUFFIX = ".removed.staging"
+_UID_FILE = "uid.npy"
 
 
 class SampleTable:
@@ -109,92 +99,51 @@ class SampleTable:
         return {}
 
 
-def open_table(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], cache: str) -> SampleTable:
+def open_table(
+    index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], cache: str, progress: Progress | None = None
+) -> SampleTable:
     """Return the mapped columns of a dataset, making them in the folder `cache` where they are not there yet.
 
     `locations` are the sidecars' paths or URLs, one per shard. Several processes may call this at once: one makes the files, the others
-    wait for it.
+    wait for it. What nobody opened for 30 days is removed when another dataset's are made.
     """
-    identity = json.dumps([_FORMAT, index.to_json(), list(columns)])
-    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    target = Path(cache) / key
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        with _locked(target.with_name(f".{key}.lock")):
-            if not target.exists():
-                _remove_abandoned(target)
-                _make(index, locations, columns, target)
+    target = Path(cache) / name_folder(_FORMAT, index.to_json(), list(columns))
+    bar = progress or SilentProgress()
+    try:
+        make_once(target, partial(_write, index, locations, columns, bar), mark=_UID_FILE)
+    finally:
+        bar.close()
     return SampleTable(str(target), columns)
 
 
 def find_tables(cache: str, uids: Collection[str]) -> list[str]:
-    """Return the folders in a folder of mapped columns that hold any of the samples, and what a kill left of `remove_table`."""
+    """Return the folders in a folder of mapped columns that hold any of the samples, and what a kill left of such a folder's removal.
+
+    `remove_folder` removes them: they are made again when the dataset is opened.
+    """
     wanted = np.array(sorted(bytes.fromhex(uid) for uid in uids), dtype=f"S{UID_BYTES}")
     found = []
-    for path in sorted(Path(cache).glob("*/uid.npy")) if len(wanted) else ():
+    for path in sorted(Path(cache).glob(f"*/{_UID_FILE}")) if len(wanted) else ():
         stored = np.load(path, mmap_mode="r").view(np.ndarray)
         names = np.ascontiguousarray(stored).view(wanted.dtype)[:, 0] if len(stored) else wanted[:0]
         if np.isin(wanted, names).any():
             found.append(str(path.parent))
-    return [*found, *(str(path) for path in sorted(Path(cache).glob(f".*{_REMOVED_SUFFIX}")))]
+    return [*found, *removed_folders(cache)]
 
 
-def remove_table(folder: str) -> None:
-    """Remove the mapped columns of a dataset: they are made again when it is opened. Processes that map them keep what they have."""
-    path = Path(folder)
-    if not path.name.endswith(_REMOVED_SUFFIX):
-        # Out of sight at once: half a folder must not look like a whole one.
-        target = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_REMOVED_SUFFIX}")
-        path.rename(target)
-        path = target
-    shutil.rmtree(path)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that the system drops when its holder dies."""
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (
-            OSError
-        ) as error:  # some network file systems have none; then several processes may do the same work, safely
-            logger.warning("cannot lock path=%s error=%s", path, error)
-        yield
-
-
-def _remove_abandoned(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.*.staging"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], target: Path) -> None:
-    staging = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.staging")
-    staging.mkdir()
-    try:
-        _write(index, locations, columns, staging)
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        try:
-            staging.rename(target)
-        except OSError:
-            if not target.exists():  # another machine that shares the folder was faster
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _write(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], folder: Path) -> None:
+def _write(
+    index: DatasetIndex, locations: Sequence[str], columns: Sequence[str], progress: Progress, folder: Path
+) -> None:
     total = index.num_samples
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(total,))
         for name, dtype in _NUMBERS.items()
     }
-    uids = np.lib.format.open_memmap(folder / "uid.npy", mode="w+", dtype=np.uint8, shape=(total, UID_BYTES))
+    uids = np.lib.format.open_memmap(folder / _UID_FILE, mode="w+", dtype=np.uint8, shape=(total, UID_BYTES))
     starts = np.cumsum([0, *(entry.num_samples for entry in index.shards)])
     np.save(folder / "start.npy", starts)
     schema: pa.Schema | None = None
+    progress.start("open", total, "samples")
     with pa.OSFile(str(folder / "captions.arrow"), "wb") as file:
         writer = None
         for shard, table in enumerate(_sidecars(index.shards, locations, columns)):
@@ -204,6 +153,7 @@ def _write(index: DatasetIndex, locations: Sequence[str], columns: Sequence[str]
                 schema = table.select(list(columns)).schema
                 writer = pa.ipc.new_file(file, schema)
             writer.write_batch(_one_batch(table, schema, locations[shard]))
+            progress.advance(table.num_rows)
         if writer is not None:
             writer.close()
     for array in (*arrays.values(), uids):
@@ -222,20 +172,6 @@ def _fill(
         arrays[name][rows] = values.to_numpy()
     arrays["shard"][rows] = shard
     uids[rows] = parse_uids(table.column("uid"), location)
-
-
-def parse_uids(column: pa.ChunkedArray, location: str) -> npt.NDArray[np.uint8]:
-    """Return uids as bytes, shape (n, 16); `location` names the file in errors."""
-    text = "".join(uid or "" for uid in column.to_pylist())
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        data = b""
-    if data.hex() != text or len(data) != len(column) * UID_BYTES:
-        raise StaleDatasetError(
-            f"{location} has uids that are not 32 lower-case hex characters; build the dataset again"
-        )
-    return np.frombuffer(data, dtype=np.uint8).reshape(len(column), UID_BYTES)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -266,14 +202,11 @@ def _one_batch(table: pa.Table, schema: pa.Schema, location: str) -> pa.RecordBa
 def _sidecars(shards: Sequence[ShardEntry], locations: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield the sidecars in order, some read ahead."""
     wanted = ["uid", "weight", "image_offset", "image_bytes", *columns]
-    with ThreadPoolExecutor(_READ_AHEAD) as readers:
-        ahead: deque[Future[pa.Table]] = deque()
-        for entry, location in zip(shards, locations, strict=True):
-            ahead.append(readers.submit(_read_sidecar, location, wanted, entry.num_samples))
-            if len(ahead) > _READ_AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+
+    def read(place: int) -> pa.Table:
+        return _read_sidecar(locations[place], wanted, shards[place].num_samples)
+
+    return read_ahead(read, range(len(shards)), num_threads=_READ_AHEAD)
 
 
 def _read_sidecar(location: str, columns: Sequence[str], num_rows: int) -> pa.Table:

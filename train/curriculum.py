@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import InputError
+from train.ragged import Ragged
 from train.sampler import Indices, Weights
 from train.sampling import Curriculum
 
@@ -35,28 +36,35 @@ def keep_best(weights: Weights, scores: npt.NDArray[np.float32], share: float, *
     return kept
 
 
-def balance_weights(weights: Weights, labels: npt.NDArray[np.int64], power: float) -> Weights:
-    """Return the weights divided by the `power` of the total weight of the sample's label; -1 is no label.
+def balance_weights(weights: Weights, labels: Ragged, power: float) -> Weights:
+    """Return the weights divided by the `power` of the total weight of the sample's label.
 
-    `labels` (n,) or (n, most). Of several labels the one with the least weight counts. With power 1 every label of a column with one label
-    per sample ends with the same total.
+    Of several labels the one with the least weight counts. With power 1 every label of a column with one label per sample ends with the
+    same total. Samples without any label are balanced as if that were one.
     """
-    columns = labels[:, None] if labels.ndim == 1 else labels
-    num_labels = int(columns.max(initial=-1)) + 1
-    # The last place is that of samples without any label; a label that a sample has twice counts once.
-    totals = np.zeros(num_labels + 1)
-    for column in range(columns.shape[1]):
-        own = columns[:, column]
-        repeated = (columns[:, :column] == own[:, None]).any(axis=1)
-        counted = (own >= 0) & ~repeated
-        totals[:num_labels] += np.bincount(own[counted], weights[counted], minlength=num_labels)
-    is_bare = (columns < 0).all(axis=1)
-    totals[num_labels] = weights[is_bare].sum()
-    least = np.where(columns >= 0, totals[columns], np.inf).min(axis=1)
-    least[is_bare] = totals[num_labels]
+    totals, bare_total = _total_weights(weights, labels)
     balanced = np.zeros_like(weights)
-    np.divide(weights, least**power, out=balanced, where=(weights > 0) & (least > 0))
+    for rows, sizes, values in labels.blocks():
+        least = np.full(len(sizes), bare_total)
+        has_any = sizes > 0
+        if has_any.any():
+            least[has_any] = np.minimum.reduceat(totals[values], (np.cumsum(sizes) - sizes)[has_any])
+        own = weights[rows]
+        np.divide(own, least**power, out=balanced[rows], where=(own > 0) & (least > 0))
     return balanced
+
+
+def _total_weights(weights: Weights, labels: Ragged) -> tuple[Weights, float]:
+    """Return the weight of all samples with each label, which counts once where a sample has it twice, and of those without any."""
+    num_labels = int(labels.values.max(initial=-1)) + 1
+    totals, bare_total = np.zeros(num_labels), 0.0
+    for rows, sizes, values in labels.blocks():
+        own = weights[rows]
+        pairs = np.unique(np.repeat(np.arange(len(sizes)), sizes) * num_labels + values)
+        if len(pairs):
+            totals += np.bincount(pairs % num_labels, own[pairs // num_labels], minlength=num_labels)
+        bare_total += float(own[sizes == 0].sum())
+    return totals, bare_total
 
 
 def cap_rates(weights: Weights, num_samples: int, most: Indices, epoch: int) -> Weights:

@@ -12,15 +12,15 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas.dataset import INDEX_FILE, SIDECAR_COLUMNS, DatasetIndex
 from schemas.errors import InputError, StaleDatasetError
 from schemas.progress import Progress, SilentProgress
-from train.cache import UID_BYTES, SampleTable, open_table, parse_uids
+from train.cache import SampleTable, open_table
 from train.captions import Mixture
+from train.column_files import open_weights
 from train.reader import TarFile
 from train.sampler import Weights, check_weights
 
@@ -50,6 +50,7 @@ class Dataset:
         cache: str = "",
         captions: Mapping[str, float] | None = None,
         further: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> "Dataset":
         """Open the dataset in the folder `path`, or of the `index.json` at `path`; local, or any fsspec URL.
 
@@ -72,7 +73,7 @@ class Dataset:
                     f"build it with `{name}: 0` in captions, or name another column in the loss's options"
                 )
         columns = dict.fromkeys([*mixture.columns, *further])
-        table = open_table(index, sidecars, tuple(columns), cache or own_temporary_folder())
+        table = open_table(index, sidecars, tuple(columns), cache or own_temporary_folder(), progress)
         check_weights(table.weight)
         identity = f"{hashlib.sha256(index.to_json().encode()).hexdigest()} {mixture}"
         return cls(
@@ -106,12 +107,13 @@ class Dataset:
         """
         with fsspec.open(path, "rb") as file:
             names = pq.ParquetFile(file).schema_arrow.names
-            if not {"uid", "weight"} <= set(names):
-                raise InputError(f"{path} needs the columns uid and weight, it has {', '.join(names)}")
-            given = pq.ParquetFile(file).read(columns=["uid", "weight"])
-        weights = _join_weights(self.table.uid, given, path)
-        digest = hashlib.sha256(self.fingerprint.encode() + weights.tobytes()).hexdigest()
-        return replace(self, weights=weights, fingerprint=digest)
+        if not {"uid", "weight"} <= set(names):
+            raise InputError(f"{path} needs the columns uid and weight, it has {', '.join(names)}")
+        weights = open_weights(self.table, path)
+        check_weights(weights)
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(weights.data)
+        return replace(self, weights=weights, fingerprint=digest.hexdigest())
 
     def with_identity(self, digest: str) -> "Dataset":
         """Return the dataset with what else training reads in its fingerprint; `digest` is that of these values, or empty."""
@@ -197,28 +199,6 @@ def _check_counts(index: DatasetIndex, location: str) -> None:
         )
     if not index.num_samples:
         raise InputError(f"{location} holds no samples; loosen the selection it was built from")
-
-
-def _join_weights(uids: npt.NDArray[np.uint8], given: pa.Table, path: str) -> Weights:
-    kind = pa.binary(UID_BYTES)
-    names = pa.Array.from_buffers(
-        kind, given.num_rows, [None, pa.py_buffer(parse_uids(given.column("uid"), path).tobytes())]
-    )
-    if pc.count_distinct(names).as_py() != given.num_rows:
-        raise InputError(f"{path} names some uid more than once; keep one weight per uid")
-    wanted = pa.Array.from_buffers(kind, len(uids), [None, pa.py_buffer(uids.tobytes())])
-    rows = pc.index_in(wanted, value_set=names)
-    if rows.null_count:
-        first = uids[int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))].tobytes().hex()
-        raise InputError(
-            f"{path} has no weight for {rows.null_count} of the dataset's {len(uids)} samples, {first} first; give 0 to leave a sample out"
-        )
-    column = given.column("weight")
-    if column.null_count:
-        raise InputError(f"{path} has {column.null_count} rows without a weight; give 0 to leave a sample out")
-    weights: Weights = column.to_numpy().astype(np.float64)[rows.to_numpy()]
-    check_weights(weights)
-    return weights
 
 
 def _sha256(location: str) -> str:

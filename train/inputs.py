@@ -170,4 +170,4 @@ def prefetch(batches: Iterator[Batch], maker: InputMaker) -> Generator[Inputs]:
 
 
 def _widen(values: torch.Tensor) -> torch.Tensor:
-    return values.float() if values.is_floating_point() else values
+    return values.float() if values.is_floating_point() else values.long()

@@ -26,7 +26,7 @@ def find_neighbours(vectors: npt.NDArray[np.floating], count: int, *, seed: int)
     """
     import faiss
 
-    units = np.ascontiguousarray(vectors, dtype=np.float32)
+    units = np.array(vectors, dtype=np.float32, order="C")  # a copy: the given ones may be a file
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     index: Any = faiss.IndexFlatIP(units.shape[1])
     if len(units) > _MOST_EXACT:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import StaleDatasetError
+from schemas.progress import Progress
 from train.checkpoint import write_array, write_file
-from train.columns import name_labels, open_columns
+from train.columns import open_columns
 from train.config import TrainConfig
 from train.curation import RAW_BATCHES, Curated, Nearness, collect, read_names
 from train.distributed import World
@@ -29,6 +30,7 @@ from train.sample_losses import SampleLosses
 from train.sampler import Indices, Weights, sample_indices
 from train.sampling import SamplingConfig
 from train.schedule import EpochShape, SampleValues, Schedule, describe_epoch
+from train.uids import spell_uids
 
 FOLDER = "sampling"
 CURATED_COUNTS_FILE = "curated_counts.parquet"
@@ -39,21 +41,29 @@ _KEPT_DESCRIPTIONS = 64
 class RunSchedule:
     """What every epoch of a run shows; `prepare` comes before an epoch where the model in training has a say in it."""
 
-    def __init__(self, data: Dataset, config: TrainConfig, sampling: SamplingConfig, run: Path, world: World) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        config: TrainConfig,
+        sampling: SamplingConfig,
+        run: Path,
+        world: World,
+        progress: Progress | None = None,
+    ) -> None:
         self._data = data
         self._sampling = sampling
         self._run = run
         self._world = world
         requests = sampling.columns()
-        opened = open_columns(data, list(dict.fromkeys(requests.values())), config.columns)
+        opened = open_columns(data, list(dict.fromkeys(requests.values())), config.columns, progress)
         self.digest = opened.digest
         arrays = {use: opened.arrays[request.key] for use, request in requests.items()}
-        self._labels = arrays.get("report")
-        self._label_names = name_labels(data, requests["report"], config.columns) if sampling.report_by else []
+        self._labels = opened.array(requests["report"]) if sampling.report_by else None
+        self._label_names = opened.label_names.get(requests["report"].key, ()) if sampling.report_by else ()
         self.shape = _shape(data, config, sampling)
         neighbours = None
         if sampling.batches and sampling.batches.near:
-            vectors, count = arrays.pop("near"), sampling.batches.candidates
+            vectors, count = opened.array(requests["near"]), sampling.batches.candidates
             neighbours = share_neighbours(run, vectors, count, seed=config.seed, world=world)
         values = SampleValues(columns=arrays, neighbours=neighbours)
         self._schedule = Schedule(data.weights, self.shape, sampling, values, self._factors)
@@ -110,7 +120,7 @@ class RunSchedule:
         counts = np.zeros(self._data.num_samples)
         for epoch in range(num_epochs):
             counts += np.bincount(self._load_curated(epoch).rows, minlength=len(counts))
-        uids = self._data.table.uids(np.arange(len(counts)))
+        uids = spell_uids(self._data.uids)
         buffer = io.BytesIO()
         pq.write_table(pa.table({"uid": uids, "weight": counts}), buffer)
         write_file(self._run / CURATED_COUNTS_FILE, buffer.getvalue())

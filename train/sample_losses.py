@@ -19,6 +19,7 @@ from train.index import Dataset
 from train.loss import Outputs
 from train.request import Request, Text, View
 from train.sampler import Indices
+from train.uids import spell_uids
 
 _SUM, _DRAWS = "sample_losses.sum", "sample_losses.draws"
 
@@ -63,7 +64,7 @@ class SampleLosses:
         """Write the file with the samples drawn so far, whole or not at all."""
         drawn = torch.nonzero(self._draws)[:, 0]
         means = (self._sums[drawn] / self._draws[drawn]).float()
-        uids = self._dataset.table.uids(drawn.numpy())
+        uids = spell_uids(self._dataset.uids[drawn.numpy()])
         table = pa.table([uids, means.numpy(), self._draws[drawn].numpy()], schema=SAMPLE_LOSS_SCHEMA)
         buffer = io.BytesIO()
         pq.write_table(table, buffer)

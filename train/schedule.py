@@ -39,7 +39,7 @@ class EpochShape:
 class SampleValues:
     """What a sampling configuration reads of the samples, by the names of `SamplingConfig.columns`, and the neighbours found."""
 
-    columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)  # arrays, or Ragged where a sample has a list
     neighbours: npt.NDArray[np.int32] | None = None
 
 

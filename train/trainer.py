@@ -97,11 +97,11 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     # ---- Data ---------------------------------------------------------------------------------------------------------
     torch.set_num_threads(num_threads(world, config.num_threads))
     objective = Objective(config.losses)
-    data = _open_dataset(dataset, config, objective, world)
-    columns = open_columns(data, wanted_columns(objective.needs), config.columns)
+    data = _open_dataset(dataset, config, objective, world, progress)
+    columns = open_columns(data, wanted_columns(objective.needs), config.columns, progress)
     data = data.with_identity(columns.digest)
     check_rates(config, objective.needs)
-    schedule = RunSchedule(data, config, config.sampling, run, world) if config.sampling else None
+    schedule = RunSchedule(data, config, config.sampling, run, world, progress) if config.sampling else None
     data = data.with_identity(schedule.digest) if schedule else data
     last = _find_last(run, data, config)
 
@@ -210,14 +210,12 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                     "lr": rate,
                     "grad_norm": gradient_norm.item(),
                     **(schedule.describe(step) if schedule else {}),
-                    **(_evaluate(model, config) if is_evaluated and world.is_main else {}),
+                    **(_evaluate(model, config, world) if is_evaluated else {}),
                 }
                 seconds, clock = time.monotonic() - clock, time.monotonic()
                 speed = (step - clock_step) * config.batch_size / seconds
                 clock_step = step
                 log.write(metrics, {"step": step, "seconds": seconds, "samples_per_second": speed})
-            if is_evaluated:
-                world.wait()  # one process evaluates, for longer than the others may wait in a step
             progress.advance(config.batch_size, loss=f"{shown:.3f}", lr=f"{rate:.1e}")
 
             # Save
@@ -247,7 +245,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     return _report(run, checkpoints.find_checkpoint(run), step, config, world, was_finished=False)
 
 
-def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world: World) -> Dataset:
+def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world: World, progress: Progress) -> Dataset:
     share = world.size * config.grad_accumulation
     if config.batch_size % share:
         raise InputError(
@@ -255,7 +253,7 @@ def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world
             f"use a multiple of {share}"
         )
     further = dict.fromkeys(column for text in wanted_texts(objective.needs) for column in text.columns)
-    data = Dataset.open(dataset, captions=config.captions or None, further=tuple(further))
+    data = Dataset.open(dataset, captions=config.captions or None, further=tuple(further), progress=progress)
     return data.with_weights(config.weights) if config.weights else data
 
 
@@ -362,7 +360,7 @@ def _make_loader(
     schedule: RunSchedule | None,
 ) -> Loader:
     views = wanted_views(objective.needs)
-    partners = {view.column: columns.arrays[Column(name=view.column, kind="uid").key] for view in views if view.column}
+    partners = {view.column: columns.array(Column(name=view.column, kind="uid")) for view in views if view.column}
     settings = LoaderConfig(
         views=views,
         texts=wanted_texts(objective.needs),
@@ -401,11 +399,16 @@ def _autocast(config: TrainConfig, world: World) -> Callable[[], AbstractContext
     return (lambda: torch.autocast(kind, torch.bfloat16)) if wanted else nullcontext
 
 
-def _evaluate(model: ImageTextModel, config: TrainConfig) -> dict[str, float]:
-    model.eval()
-    results = evaluate_model(model, config.eval_data, num_workers=config.num_workers)
-    model.train()
-    return {f"{name}/{metric}": value for name, metrics in results.items() for metric, value in metrics.items()}
+def _evaluate(model: ImageTextModel, config: TrainConfig, world: World) -> dict[str, float]:
+    """Return the metrics on the first process; the others wait for it, longer than they may in a step."""
+    metrics: dict[str, float] = {}
+    if world.is_main:
+        model.eval()
+        results = evaluate_model(model, config.eval_data, num_workers=config.num_workers)
+        model.train()
+        metrics = {f"{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
+    world.wait()
+    return metrics
 
 
 def _finite_loss(loss: torch.Tensor, step: int) -> float:

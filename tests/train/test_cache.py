@@ -1,30 +1,18 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from schemas.dataset import DatasetIndex
 from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import make_samples, make_uid, write_dataset
-from train.cache import find_tables, open_table, parse_uids, remove_table
+from train.cache import find_tables, open_table
+from train.made_once import remove_folder
 
 
 def _index(folder: Path) -> tuple[DatasetIndex, list[str]]:
     index = DatasetIndex.from_json((folder / "index.json").read_text(), path="index")
     return index, [str(folder / entry.parquet) for entry in index.shards]
-
-
-def test_uids_become_bytes() -> None:
-    uids = [make_uid(number) for number in range(3)]
-    parsed = parse_uids(pa.chunked_array([uids[:1], uids[1:]]), "file")
-    assert [row.tobytes().hex() for row in parsed] == uids
-
-
-@pytest.mark.parametrize("bad", ["A" * 32, "a" * 31, " " + "a" * 31, None, "g" * 32, ""])
-def test_what_is_no_uid_is_refused(bad: str | None) -> None:
-    with pytest.raises(StaleDatasetError, match="file has uids that are not 32 lower-case hex characters"):
-        parse_uids(pa.chunked_array([[make_uid(0), bad]]), "file")
 
 
 def test_many_shards_of_uneven_length_keep_their_rows(tmp_path: Path) -> None:
@@ -67,11 +55,11 @@ def test_tables_that_hold_a_sample_are_found_and_removed(tmp_path: Path) -> None
     assert find_tables(str(cache), []) == []
     assert find_tables(str(tmp_path / "none"), [make_uid(1)]) == []
     assert tables[1].uids(np.array([0])) == [make_uid(3)]  # mapped by now
-    remove_table(tables[1].folder)
+    remove_folder(tables[1].folder)
     assert tables[1].uids(np.array([1])) == [make_uid(4)]
     # What a kill left of a removal is found whatever it held.
     half = cache / ".0123.abcd.removed.staging"
     half.mkdir()
     assert find_tables(str(cache), [make_uid(99)]) == [str(half)]
-    remove_table(str(half))
+    remove_folder(str(half))
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(tables[0].folder).name]

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.errors import InputError
 from tests.train.dataset_builder import make_samples, make_uid, write_dataset
-from train.columns import SampleColumns, name_labels, open_columns
+from train.columns import SampleColumns, open_columns
 from train.index import Dataset
 from train.request import Column
 
@@ -71,7 +71,7 @@ def test_texts_are_numbered_by_frequency(dataset: Dataset, tmp_path: Path) -> No
     )
     many, one = Column(name="words", kind="labels", min_count=2), Column(name="name", kind="label")
     found = open_columns(dataset, [many, one], [path])
-    assert found.arrays[many.key][:5].tolist() == [[0, 1], [0, -1], [-1, -1], [0, -1], [1, -1]]
+    assert found.take(np.arange(5))[many.key].tolist() == [[0, 1], [0, -1], [-1, -1], [0, -1], [1, -1]]
     assert found.arrays[one.key][:5].tolist() == [1, 2, -1, 1, 0]
     assert found.num_labels == {many.key: 2, one.key: 3}
 
@@ -81,8 +81,8 @@ def test_numbers_of_labels_and_lists_stay_as_they_are(dataset: Dataset, tmp_path
     path = write(tmp_path / "soft.parquet", range(COUNT), ids=ids, shares=shares)
     labels, numbers = Column(name="ids", kind="labels"), Column(name="shares", kind="numbers")
     found = open_columns(dataset, [labels, numbers], [path])
-    assert found.arrays[labels.key][:2].tolist() == [[4, 2], [1, -1]]
-    assert found.arrays[numbers.key][:2].tolist() == [[0.75, 0.25], [1.0, 0.0]]
+    assert found.take(np.arange(2))[labels.key].tolist() == [[4, 2], [1, -1]]
+    assert found.take(np.arange(2))[numbers.key].tolist() == [[0.75, 0.25], [1.0, 0.0]]
     assert found.num_labels == {labels.key: 5}
 
 
@@ -134,9 +134,7 @@ def test_text_labels_have_names(dataset: Dataset, tmp_path: Path) -> None:
     path = write(
         tmp_path / "values.parquet", range(COUNT), x=["b", "a", "a", None] * 5, y=[["c"], ["c", "d"]] * 10, z=[3] * 20
     )
-    column = Column(name="x", kind="label")
-    names = name_labels(dataset, column, [path])
-    assert names == ["a", "b"]
-    assert open_columns(dataset, [column], [path]).arrays[column.key][:4].tolist() == [1, 0, 0, -1]
-    assert name_labels(dataset, Column(name="y", kind="labels", min_count=15), [path]) == ["c"]
-    assert name_labels(dataset, Column(name="z", kind="label"), [path]) == []
+    texts, lists = Column(name="x", kind="label"), Column(name="y", kind="labels", min_count=15)
+    found = open_columns(dataset, [texts, lists, Column(name="z", kind="label")], [path])
+    assert found.label_names == {texts.key: ("a", "b"), lists.key: ("c",)}
+    assert found.array(texts)[:4].tolist() == [1, 0, 0, -1]

@@ -6,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from schemas.errors import InputError
 from train.curriculum import balance_weights, cap_rates, curriculum_share, keep_best
+from train.ragged import Ragged
 from train.sampler import sample_indices
 from train.sampling import Curriculum
 
@@ -44,26 +45,27 @@ def test_equal_scores_are_told_apart_by_place() -> None:
 @given(weights=POSITIVE, seed=st.integers(0, 99), num_labels=st.integers(1, 5))
 def test_power_one_gives_every_label_the_same_weight(weights: np.ndarray, seed: int, num_labels: int) -> None:
     labels = np.random.default_rng(seed).integers(-1, num_labels, len(weights))
-    balanced = balance_weights(weights, labels, 1.0)
+    lists = Ragged.of([[label] if label >= 0 else [] for label in labels.tolist()], np.int64, -1)
+    balanced = balance_weights(weights, lists, 1.0)
     totals = [balanced[labels == label].sum() for label in np.unique(labels)]
     np.testing.assert_allclose(totals, totals[0])
-    np.testing.assert_allclose(balance_weights(weights, labels, 0.0), weights)
+    np.testing.assert_allclose(balance_weights(weights, lists, 0.0), weights)
 
 
 def test_power_one_half_follows_the_root() -> None:
     labels = np.array([0] * 9 + [1] * 4)
-    balanced = balance_weights(np.ones(13), labels, 0.5)
+    balanced = balance_weights(np.ones(13), Ragged.of(labels[:, None], np.int64, -1), 0.5)
     assert balanced[labels == 0].sum() / balanced[labels == 1].sum() == pytest.approx(3 / 2)
 
 
 def test_a_sample_with_several_labels_counts_as_its_rarest() -> None:
-    labels = np.array([[0, -1], [0, 1], [0, 0], [-1, -1]])
+    labels = Ragged.of([[0], [0, 1], [0, 0], []], np.int64, -1)
     # Label 0 is on three samples (once where it is repeated), label 1 on one, and one sample has none.
     assert balance_weights(np.ones(4), labels, 1.0) == pytest.approx([1 / 3, 1, 1 / 3, 1])
 
 
 def test_samples_of_weight_zero_stay_out() -> None:
-    assert balance_weights(np.array([0.0, 2.0]), np.array([0, 1]), 1.0).tolist() == [0, 1]
+    assert balance_weights(np.array([0.0, 2.0]), Ragged.of([[0], [1]], np.int32, -1), 1.0).tolist() == [0, 1]
 
 
 @settings(deadline=None)

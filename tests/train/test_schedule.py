@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
+from train.ragged import Ragged
 from train.sampler import effective_sample_size, sample_indices
 from train.sampling import Balance, Batches, Curriculum, Repetition, SamplingConfig
 from train.schedule import EpochShape, SampleValues, Schedule, describe_epoch
@@ -16,7 +17,7 @@ WEIGHTS = 1.0 + np.arange(COUNT) % 3
 VALUES = SampleValues(
     columns={
         "curriculum": np.arange(COUNT, dtype=np.float32),
-        "balance": GROUPS[:, None],
+        "balance": Ragged.of(GROUPS[:, None], np.int64, -1),
         "batches": GROUPS,
         "report": GROUPS,
     }
