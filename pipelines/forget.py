@@ -13,8 +13,9 @@ from pipelines.export.forget import check_exports, forget_in_exports
 from schemas.dataset import DatasetIndex
 from schemas.errors import InputError
 from schemas.progress import Progress
-from train.cache import find_tables, remove_table
+from train.cache import find_tables
 from train.index import own_temporary_folder
+from train.made_once import remove_folder
 
 _NUM_SHOWN = 20
 
@@ -59,7 +60,7 @@ def forget_in_columns(work: Work) -> None:
         for folder in find_tables(cache, work.uids):
             work.eraser.journal.note(folder, [])
             if not work.eraser.is_dry:
-                remove_table(folder)
+                remove_folder(folder)
 
 
 def describe_forget(report: ForgetReport, *, is_dry: bool) -> str:

@@ -87,7 +87,7 @@ class Loss(nn.Module, ABC):
 
 
 class Objective(nn.Module):
-    """The weighted sum of the losses a configuration names."""
+    """The weighted sum of the losses a configuration names; one of weight 0 is as if it were not named."""
 
     teacher: nn.Module | None
 
@@ -98,8 +98,14 @@ class Objective(nn.Module):
         self.teacher = None
         for name, setting in settings.items():
             options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
-            self.weights[name] = float(options.pop("weight", 1.0))  # type: ignore[arg-type]
-            self.losses[name] = make_loss(name, options)
+            weight = float(options.pop("weight", 1.0))  # type: ignore[arg-type]
+            loss = make_loss(name, options)
+            if weight:
+                # With weight 0 not even its wishes count: what is read, what is locked, where the scale starts.
+                self.weights[name] = weight
+                self.losses[name] = loss
+        if not self.losses:
+            raise InputError(f"losses {', '.join(settings)} have weight 0; give one of them another")
 
     @property
     def needs(self) -> tuple[Request, ...]:
