@@ -48,23 +48,27 @@ class Mixture:
         return cls(columns=tuple(resolved), probabilities=tuple(share / total for share in resolved.values()))
 
     def draw(self, captions: Sequence[Caption], draw: float, element_draw: float) -> str:
-        """Return the text of one sample, given its value in each column and two draws in [0, 1).
+        """Return the text of one sample, as `choose` does, without its column."""
+        return self.choose(captions, draw, element_draw)[0]
+
+    def choose(self, captions: Sequence[Caption], draw: float, element_draw: float) -> tuple[str, int]:
+        """Return the text of one sample and the place of its column, given its value in each column and two draws in [0, 1).
 
         A column whose caption is missing or blank is drawn again among the others, in proportion to their probabilities; then come the
         columns of probability 0, in order. An element of a list that is blank or has fewer than two words gives way to the `alt_text` where
         there is one, as in LaCLIP: with four rewrites, `alt_text: 0.2, rewrite[*]: 0.8` is its even draw. A sample without any text gives
-        the empty string.
+        the empty string, of column -1.
         """
         left = list(range(len(self.columns)))
         while left:
-            chosen, draw = self._choose(left, draw)
-            text = self._pick(captions, chosen, element_draw)
+            chosen, draw = self._draw_column(left, draw)
+            text, column = self._pick(captions, chosen, element_draw)
             if text:
-                return text
+                return text, column
             left.remove(chosen)
-        return ""
+        return "", -1
 
-    def _choose(self, left: Sequence[int], draw: float) -> tuple[int, float]:
+    def _draw_column(self, left: Sequence[int], draw: float) -> tuple[int, float]:
         """Return a column drawn among those left, and a fresh draw made of what the choice left undecided of this one."""
         total = sum(self.probabilities[column] for column in left)
         point = draw * total
@@ -79,18 +83,22 @@ class Mixture:
             point -= share
         return last, draw
 
-    def _pick(self, captions: Sequence[Caption], column: int, draw: float) -> str:
-        """Return a column's caption without the white space around it; of a list an element, evenly drawn, or the web text in its place."""
+    def _pick(self, captions: Sequence[Caption], column: int, draw: float) -> tuple[str, int]:
+        """Return a column's caption without the white space around it; of a list an element, evenly drawn, or the web text in its place.
+
+        With it goes the column that it is of.
+        """
         caption = captions[column]
         if caption is None or isinstance(caption, str):
-            return (caption or "").strip()
+            return (caption or "").strip(), column
         drawn = (caption[int(draw * len(caption))] or "").strip() if caption else ""
         if not _says_something(drawn) and FALLBACK_COLUMN in self.columns:
-            original = captions[self.columns.index(FALLBACK_COLUMN)]
+            fallback = self.columns.index(FALLBACK_COLUMN)
+            original = captions[fallback]
             if isinstance(original, str) and original.strip() and any(text and text.strip() for text in caption):
-                return original.strip()
+                return original.strip(), fallback
         texts = [text.strip() for text in caption if text and text.strip()]
-        return texts[int(draw * len(texts))] if texts else ""
+        return texts[int(draw * len(texts))] if texts else "", column
 
 
 def _says_something(text: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from train.columns import SampleColumns
@@ -29,6 +30,7 @@ class Inputs:
     towers: dict[str, torch.Tensor]  # pictures, token ids and masks
     fields: dict[str, torch.Tensor]  # what losses read beside the towers' outputs
     indices: Indices  # rows of the dataset
+    caption_columns: npt.NDArray[np.int32] | None = None  # as in `Batch`
 
     def split(self, num_parts: int) -> list[dict[str, torch.Tensor]]:
         """Return what the towers take in `num_parts` pieces."""
@@ -85,7 +87,12 @@ class InputMaker:
         if Rate().key in asked:
             assert self._rates is not None, "the trainer gives rates where a loss asks for them"
             fields[Rate().key] = torch.from_numpy(self._rates.take(batch.epoch, batch.indices))
-        return Inputs(towers=self._move(towers | tokens), fields=self._move(fields), indices=batch.indices)
+        return Inputs(
+            towers=self._move(towers | tokens),
+            fields=self._move(fields),
+            indices=batch.indices,
+            caption_columns=batch.caption_columns,
+        )
 
     def _place_pictures(self, batch: Batch) -> torch.Tensor:
         """Return uint8 (rows, views, ...) on the device: all views in one copy."""

@@ -18,7 +18,7 @@ from train.augment import augment_picture
 from train.cache import SampleTable
 from train.captions import Mixture
 from train.config import Decode
-from train.crop import Box, aspect_box, center_box, fit_grid, random_box, to_patches
+from train.crop import Box, aspect_box, fit_grid, random_box, to_patches
 from train.decoder import Decoder, use_one_thread
 from train.draws import TextDraw
 from train.index import Dataset
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 # Shards, offsets and sizes of images.
 Places = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], npt.NDArray[np.integer]]
+
+
+# Of the facts of a sample's first picture, the one that is not of the picture.
+_CAPTION_FACT = NUM_FACTS - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,8 @@ class Batch:
     files: "torch.Tensor | None" = None
     # Of each sample, the texts that the configuration asks for, one after the other; "" where there is none.
     captions: list[list[str]]
+    # Places in the mixture of the columns that its draws are of, -1 where there was none to draw; None without pictures.
+    caption_columns: npt.NDArray[np.int32] | None = None
     uids: list[str]
     indices: Indices  # rows of the dataset
     seeds: list[int]  # one per sample, for whatever else is drawn
@@ -215,11 +221,12 @@ class Loader:
             yield Batch(
                 pictures=self._arrange(images.pin_memory() if self.config.pin_memory else images),
                 grids=facts[..., :2] if self.config.patch_size else None,
-                files=facts if self.config.decode == "gpu" else None,
+                files=facts[..., :_CAPTION_FACT] if self.config.decode == "gpu" else None,
                 captions=[filled.texts[row * width : (row + 1) * width] for row in range(self._rows)],
                 seeds=further_seeds(self.config.seed, epoch, first, first + self._rows),
                 uids=self.dataset.table.uids(filled.request.indices),
                 indices=filled.request.indices,
+                caption_columns=facts[:, 0, _CAPTION_FACT].numpy() if self.config.views else None,
                 step=step,
                 epoch=epoch,
             )
@@ -295,9 +302,11 @@ class _TrainJob:
             else:
                 self._fill_view(view, indices, draws, seeds, images[own], facts[own])
         texts: list[str] = []
-        for index, draw, seed in zip(indices.tolist(), draws, seeds, strict=True):
+        for row, (index, draw, seed) in enumerate(zip(indices.tolist(), draws, seeds, strict=True)):
             captions = self.table.captions(index)
-            drawn = self.mixture.draw(captions, float(draw[0]), float(draw[1]))
+            drawn, column = self.mixture.choose(captions, float(draw[0]), float(draw[1]))
+            if self.config.views:
+                facts[row * len(self.config.views), _CAPTION_FACT] = column
             for number, source in enumerate(self.draws):
                 texts += source.draw(captions, drawn, seed, number)
         return texts
@@ -362,19 +371,25 @@ class _TrainJob:
 
 @dataclass
 class CenterCropJob:
-    """Fills a batch of an evaluation with the middle squares of pictures; here, so that its workers need not import torch."""
+    """Fills a batch of an evaluation with the middle squares of pictures; here, so that its workers need not import torch.
+
+    Unlike training, which is made for speed, it shows the very pixels of CLIP's own preprocessing (`Decoder.square`).
+    """
 
     tars: Sequence[TarFile]
     shards: Indices
     offsets: Indices
     sizes: Indices
+    # (n, 4): top, left, height and width of the part of each picture to take for the whole; a height of 0 is all of it.
+    boxes: Indices | None = None
+    on_white: bool = True  # transparent parts; False: transparency is dropped
 
     def __post_init__(self) -> None:
         self._reader = ImageReader(self.tars)
         self._decoder = Decoder()
 
     def __reduce__(self) -> "tuple[type[CenterCropJob], tuple[object, ...]]":
-        return type(self), (self.tars, self.shards, self.offsets, self.sizes)
+        return type(self), (self.tars, self.shards, self.offsets, self.sizes, self.boxes, self.on_white)
 
     def start(self) -> None:
         """Keep a worker to one thread."""
@@ -384,7 +399,13 @@ class CenterCropJob:
         """Read and decode the pictures; there are no texts."""
         del key, first, facts
         places = (self.shards[indices], self.offsets[indices], self.sizes[indices])
-        read_images(self._reader, places, lambda row, data: self._decoder.crop(data, center_box, images[row]))
+
+        def put(row: int, data: bytes) -> None:
+            top, left, height, width = (0, 0, 0, 0) if self.boxes is None else self.boxes[indices[row]].tolist()
+            box = (top, left, height, width) if height else None
+            self._decoder.square(data, images[row], box=box, on_white=self.on_white)
+
+        read_images(self._reader, places, put)
         return []
 
 

@@ -76,10 +76,21 @@ class Loss(nn.Module, ABC):
         super().__init__()
         self.needs = needs
         self.locks_images = False  # whether the image tower must not learn
+        self.needs_one_caption = False  # whether the drawn texts must all be of one column, as something stored is
         self.teacher_momentum = 0.0  # of the copy that answers requests for a `Teacher`
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """What the loss learns to add to the scaled cosines and is the model's, as the scale is; None: nothing."""
+        return None
 
     def build(self, shape: Shape) -> None:
         """Make the layers that depend on the model; called once, before the optimizer is made."""
+
+    def teacher_momentum_at(self, number: int) -> float:
+        """Return the share of itself that the teacher keeps at its update of this number, from 1; always `teacher_momentum` by default."""
+        del number
+        return self.teacher_momentum
 
     @abstractmethod
     def forward(self, outputs: Outputs) -> Mapping[str, torch.Tensor]:
@@ -90,6 +101,7 @@ class Objective(nn.Module):
     """The weighted sum of the losses a configuration names; one of weight 0 is as if it were not named."""
 
     teacher: nn.Module | None
+    num_teacher_updates: torch.Tensor  # where there is a teacher
 
     def __init__(self, settings: Mapping[str, LossSetting]) -> None:
         super().__init__()
@@ -118,9 +130,19 @@ class Objective(nn.Module):
         return any(loss.locks_images for loss in self._losses())
 
     @property
+    def needs_one_caption(self) -> bool:
+        """Whether a loss compares the drawn texts with something stored of one caption."""
+        return any(loss.needs_one_caption for loss in self._losses())
+
+    @property
     def initial_logit_scale(self) -> float:
         """The factor on cosines that the first loss with a wish starts from, or 0."""
         return next((loss.initial_logit_scale for loss in self._losses() if loss.initial_logit_scale), 0.0)
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """The bias that the first loss with one learns, or None."""
+        return next((loss.logit_bias for loss in self._losses() if loss.logit_bias is not None), None)
 
     def build(self, shape: Shape, copy_towers: Callable[[], nn.Module]) -> None:
         """Make the losses' layers, and the teacher where a loss asks for one: a copy of the towers, saved with the losses' state."""
@@ -128,6 +150,7 @@ class Objective(nn.Module):
             loss.build(shape)
         if any(isinstance(request, Teacher) for request in self.needs):
             self.teacher = copy_towers().requires_grad_(False).eval()
+            self.register_buffer("num_teacher_updates", torch.zeros((), dtype=torch.int64))
 
     def forward(self, outputs: Outputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the total, and each term before its weight (empty where there is only one term, which is then the total)."""
@@ -144,7 +167,9 @@ class Objective(nn.Module):
         """Move the teacher, where there is one, towards the towers after a step."""
         if self.teacher is None:
             return
-        momentum = max(loss.teacher_momentum for loss in self._losses())
+        self.num_teacher_updates += 1
+        number = int(self.num_teacher_updates)
+        momentum = max(loss.teacher_momentum_at(number) for loss in self._losses())
         for slow, fast in zip(self.teacher.parameters(), towers.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)
 

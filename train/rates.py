@@ -22,14 +22,6 @@ def relative_rates(weights: Weights) -> Weights:
     return rates
 
 
-class Weighted(Protocol):
-    """What a dataset says of rates."""
-
-    @property
-    def weights(self) -> Weights:
-        """Relative expected draws per epoch."""
-
-
 class Scheduled(Protocol):
     """What a schedule says of rates."""
 
@@ -40,9 +32,7 @@ class Scheduled(Protocol):
 class DrawRates:
     """Answers requests for a `Rate`; keeps the newest epoch's rates."""
 
-    def __init__(self, dataset: Weighted, schedule: Scheduled | None) -> None:
-        """`schedule` says what an epoch is drawn by, in place of the dataset."""
-        self._dataset = dataset
+    def __init__(self, schedule: Scheduled) -> None:
         self._schedule = schedule
         self._epoch = -1
         self._rates: Weights = np.zeros(0)
@@ -50,8 +40,7 @@ class DrawRates:
     def take(self, epoch: int, indices: Indices) -> Floats:
         """Return the rates of samples that were drawn in an epoch."""
         if epoch != self._epoch:
-            weights = self._dataset.weights if self._schedule is None else self._schedule.weights(epoch)
-            self._epoch, self._rates = epoch, relative_rates(weights)
+            self._epoch, self._rates = epoch, relative_rates(self._schedule.weights(epoch))
         found: Floats = self._rates[indices].astype(np.float32)
         return found
 

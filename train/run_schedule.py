@@ -10,8 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from schemas.errors import StaleDatasetError
 from schemas.progress import Progress
@@ -92,9 +94,22 @@ class RunSchedule:
         """Return the weights that an epoch is drawn by; its batches have been made."""
         return self._schedule.weights(epoch)
 
-    def describe(self, step: int) -> dict[str, float]:
-        """Return what `metrics.jsonl` says of the epoch that the update number `step` (from 1) was in; its batches have been made."""
-        return self._descriptions[(step - 1) // self.shape.num_steps]
+    def describe(self, step: int, caption_columns: npt.NDArray[np.int32] | None = None) -> dict[str, float]:
+        """Return what `metrics.jsonl` says of the epoch that the update number `step` (from 1) was in; its batches have been made.
+
+        `caption_columns`, this process's of that update, become the shares of its texts where the mixture has several columns; then
+        every process must call.
+        """
+        found = self._descriptions[(step - 1) // self.shape.num_steps]
+        mixture = self._data.mixture
+        if caption_columns is None or sum(share > 0 for share in mixture.probabilities) < 2:
+            return found
+        own = np.bincount(caption_columns[caption_columns >= 0], minlength=len(mixture.columns))
+        counts = self._world.sum(torch.tensor(own, device=self._world.device)).tolist()
+        total = max(1, sum(counts))
+        return found | {
+            f"sampling/caption_{name}": count / total for name, count in zip(mixture.columns, counts, strict=True)
+        }
 
     def prepare(self, step: int, model: ImageTextModel, losses: SampleLosses | None) -> None:
         """Write what the epoch that begins with `step` owes to the model, which is as the steps before left it; every process must call.
@@ -185,13 +200,13 @@ class RunSchedule:
 def follow_epochs(
     loader: Loader,
     maker: InputMaker,
-    schedule: RunSchedule | None,
+    schedule: RunSchedule,
     model: ImageTextModel,
     losses: SampleLosses | None,
     start_step: int,
 ) -> Generator[Inputs]:
     """Yield the inputs of `start_step` and all later steps; a live schedule is prepared between one epoch's last step and the next's first."""
-    if schedule is None or not schedule.is_live:
+    if not schedule.is_live:
         yield from prefetch(loader.batches(start_step), maker)
         return
     step = start_step

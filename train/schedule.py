@@ -73,10 +73,10 @@ class Schedule:
 
     def batches(self, epoch: int) -> Indices:
         """Return the rows of the dataset that an epoch shows, shape (steps, batch_size)."""
+        if not self._has_history:
+            return self._make(epoch)  # not kept: 8 bytes a draw
         if epoch < self._next_epoch - 1:
             self._restart()
-        if not self._has_history:
-            self._next_epoch = epoch
         while self._next_epoch <= epoch:
             self._last = self._make(self._next_epoch)
             self._next_epoch += 1
@@ -146,7 +146,7 @@ def describe_epoch(
     """
     found = {
         "sampling/effective_sample_size": effective_sample_size(weights),
-        "sampling/num_distinct": float(np.count_nonzero(np.bincount(batches.ravel()))),
+        "sampling/num_distinct": float(_count_distinct(batches, len(weights))),
     }
     if labels is not None:
         values, counts = np.unique(labels[batches], return_counts=True)
@@ -155,3 +155,9 @@ def describe_epoch(
             name = "none" if value < 0 else names[value] if value < len(names) else str(value)
             found[f"sampling/share_{name}"] = counts[place] / batches.size
     return found
+
+
+def _count_distinct(rows: Indices, num_samples: int) -> int:
+    is_shown = np.zeros(num_samples, dtype=bool)
+    is_shown[rows.ravel()] = True
+    return int(np.count_nonzero(is_shown))

@@ -49,11 +49,12 @@ from train.rates import DrawRates, check_rates
 from train.request import Column, Request, tower_requests, wanted_columns, wanted_texts, wanted_views
 from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
+from train.sampling import SamplingConfig
 from train.sharding import check_sharding, is_sharded, shard_model, whole_tensors
 from train.signals import StopSignal
 from train.tokenizer import load_tokenizer, sample_captions, train_tokenizer
 from train.tower_config import TowerConfig
-from train.towers import Locks, PatchDropper, build_from_towers, stretch_text
+from train.towers import Locks, PatchDropper, build_from_towers, set_context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,8 +102,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     columns = open_columns(data, wanted_columns(objective.needs), config.columns, progress)
     data = data.with_identity(columns.digest)
     check_rates(config, objective.needs)
-    schedule = RunSchedule(data, config, config.sampling, run, world, progress) if config.sampling else None
-    data = data.with_identity(schedule.digest) if schedule else data
+    schedule = RunSchedule(data, config, config.sampling or SamplingConfig(), run, world, progress)
+    data = data.with_identity(schedule.digest)
     last = _find_last(run, data, config)
 
     # ---- Model and optimizer ------------------------------------------------------------------------------------------
@@ -150,6 +151,8 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     autocast = _autocast(config, world)
 
     def save() -> None:
+        if objective.logit_bias is not None:
+            model.keep_logit_bias(objective.logit_bias)
         state = TrainState(
             step=step,
             samples_seen=step * config.batch_size,
@@ -170,7 +173,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
         stack.enter_context(loader)
         stack.callback(progress.close)
         progress.start("train", (num_steps - step) * config.batch_size, "samples")
-        maker = InputMaker(model, objective.needs, columns, world.device, DrawRates(data, schedule), config.decode)
+        maker = InputMaker(model, objective.needs, columns, world.device, DrawRates(schedule), config.decode)
         batches = stack.enter_context(closing(follow_epochs(loader, maker, schedule, model, sample_losses, step)))
         clock, clock_step, shown = time.monotonic(), step, math.nan
         for inputs in batches:
@@ -209,7 +212,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                     "logit_scale": model.logit_scale.exp().item(),
                     "lr": rate,
                     "grad_norm": gradient_norm.item(),
-                    **(schedule.describe(step) if schedule else {}),
+                    **schedule.describe(step, inputs.caption_columns),
                     **(_evaluate(model, config, world) if is_evaluated else {}),
                 }
                 seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -228,7 +231,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
                 if world.is_main:
                     if sample_losses is not None and (is_stopping or step == num_steps):
                         sample_losses.write(run)
-                    if schedule is not None and step == num_steps:
+                    if step == num_steps:
                         schedule.finish(step)
                     _remove_old(run, config, num_steps, world)
                 world.wait()
@@ -254,6 +257,12 @@ def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world
         )
     further = dict.fromkeys(column for text in wanted_texts(objective.needs) for column in text.columns)
     data = Dataset.open(dataset, captions=config.captions or None, further=tuple(further), progress=progress)
+    shares = dict(zip(data.mixture.columns, data.mixture.probabilities, strict=True))
+    if objective.needs_one_caption and len(drawn := [name for name, share in shares.items() if share]) > 1:
+        raise InputError(
+            f"distillation compares a text with the stored embedding of one caption, and the mixture draws from {', '.join(drawn)}; "
+            "name the embedded one in the loss's option caption, or draw it alone with train.captions"
+        )
     return data.with_weights(config.weights) if config.weights else data
 
 
@@ -302,7 +311,7 @@ def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
     towers = config.towers or TowerConfig()
     model = _start_model(config, towers, load_tokenizer(str(tokenizer_folder)))
     if towers.context_length:
-        stretch_text(model, towers.context_length)
+        set_context_length(model, towers.context_length)
     return model
 
 
@@ -348,6 +357,8 @@ def _build_objective(objective: Objective, model: ImageTextModel, columns: Sampl
     model.freeze(images=objective.locks_images or not wanted_views(asked), texts=not wanted_texts(asked))
     if objective.initial_logit_scale and not config.init:
         model.logit_scale.data.fill_(math.log(objective.initial_logit_scale))
+    if objective.logit_bias is not None and model.logit_bias is not None:
+        objective.logit_bias.data.fill_(model.logit_bias)
 
 
 def _make_loader(
@@ -357,7 +368,7 @@ def _make_loader(
     objective: Objective,
     model: ImageTextModel,
     world: World,
-    schedule: RunSchedule | None,
+    schedule: RunSchedule,
 ) -> Loader:
     views = wanted_views(objective.needs)
     partners = {view.column: columns.array(Column(name=view.column, kind="uid")) for view in views if view.column}

@@ -31,7 +31,7 @@ from train.sampler import Indices
 Pixels = npt.NDArray[np.uint8]
 # What a job says of each picture beside its pixels: up to NUM_FACTS numbers, and what they mean is the job's affair.
 Facts = npt.NDArray[np.int32]
-NUM_FACTS = 5
+NUM_FACTS = 6
 
 # What travels: (sequence, slot, key, first row, row after the last) and (sequence, texts or what went wrong).
 _Order = tuple[int, int, tuple[int, ...], int, int]

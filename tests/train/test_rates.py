@@ -11,10 +11,6 @@ from train.sampling import Curation, Repetition, SamplingConfig
 WEIGHTS = np.array([3.0, 0.0, 1.0, 0.5, 0.25, 1.25])
 
 
-class Even:
-    weights = np.ones(6)
-
-
 class Changing:
     """Draws the first epoch by other weights."""
 
@@ -25,10 +21,6 @@ class Changing:
         return WEIGHTS if epoch else self._first
 
 
-def test_a_dataset_says_it_where_no_schedule_does() -> None:
-    assert DrawRates(Even(), None).take(3, np.array([0, 5])).tolist() == [1.0, 1.0]
-
-
 def test_rates_are_multiples_of_an_even_draw() -> None:
     rates = relative_rates(WEIGHTS)
     assert rates.tolist() == [2.5, 0.0, 1 / 1.2, 0.5 / 1.2, 0.25 / 1.2, 1.25 / 1.2]
@@ -37,7 +29,7 @@ def test_rates_are_multiples_of_an_even_draw() -> None:
 
 def test_means_over_weighted_draws_are_those_over_samples() -> None:
     """Of any values of the samples, over the draws of many epochs as training makes them; without the correction they are not."""
-    values, rates = np.array([5.0, 100.0, -2.0, 8.0, 40.0, 1.0]), DrawRates(Even(), Changing())
+    values, rates = np.array([5.0, 100.0, -2.0, 8.0, 40.0, 1.0]), DrawRates(Changing())
     plain, corrected = [], []
     for epoch in range(4000):
         draws = sample_indices(WEIGHTS, 7, 3, epoch, replacement=True)
@@ -50,7 +42,7 @@ def test_means_over_weighted_draws_are_those_over_samples() -> None:
 
 
 def test_every_epoch_has_its_own() -> None:
-    rates = DrawRates(Even(), Changing(first=np.ones(6)))
+    rates = DrawRates(Changing(first=np.ones(6)))
     rows = np.array([0, 2, 0])
     assert rates.take(0, rows).tolist() == [1.0, 1.0, 1.0]
     assert rates.take(1, rows).tolist() == pytest.approx([2.5, 1 / 1.2, 2.5])

@@ -95,6 +95,16 @@ def test_columns_come_from_the_files_of_the_configuration(dataset: Path, values:
         make_schedule(dataset, tmp_path / "run", sampling)
 
 
+def test_without_settings_it_shows_what_a_loader_alone_does(dataset: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(dataset, tmp_path / "run", SamplingConfig())
+    data = Dataset.open(str(dataset), cache=str(tmp_path / "run" / "cache"))
+    with Loader(data, LoaderConfig(batch_size=16, image_size=32, num_workers=0)) as loader:
+        found = [batch.indices for batch in loader.batches(0, 2 * loader.steps_per_epoch)]
+    np.testing.assert_array_equal(found, rows_of(schedule, 2))
+    np.testing.assert_array_equal(schedule.batches(0), found[: schedule.shape.num_steps])  # asked for again
+    assert schedule.describe(1) == {"sampling/effective_sample_size": COUNT, "sampling/num_distinct": COUNT}
+
+
 def test_batches_of_one_source(dataset: Path, values: str, tmp_path: Path) -> None:
     schedule = make_schedule(dataset, tmp_path / "run", SamplingConfig(batches=Batches(by="source")), values)
     for batch in rows_of(schedule, 3):

@@ -117,7 +117,8 @@ def test_transformers_alone_gives_the_same_features(learned: TrainReport) -> Non
 def test_metrics_describe_each_step(undisturbed: Path) -> None:
     records = list(read_metrics(undisturbed / "metrics.jsonl"))
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    assert set(records[0]) == {"step", "epoch", "samples_seen", "loss", "logit_scale", "lr", "grad_norm"}
+    draws = {"sampling/effective_sample_size", "sampling/num_distinct"}
+    assert set(records[0]) == {"step", "epoch", "samples_seen", "loss", "logit_scale", "lr", "grad_norm", *draws}
     assert records[5]["samples_seen"] == 96
     assert records[5]["epoch"] == 1.0  # 96 samples make an epoch
     assert records[0]["lr"] == pytest.approx(2e-3 / 3)  # a quarter of the run warms up

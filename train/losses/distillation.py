@@ -37,6 +37,7 @@ class StoredDistillation(Loss):
         captions = [Text(columns=(caption,) if caption else ())]
         captions += [Text(columns=(second_caption,))] if second_caption else []
         super().__init__((View(), *captions, *map(Present, captions[1:]), *columns))
+        self.needs_one_caption = not caption
         self.image = columns[0]
         self.pairs = list(zip(captions, columns[1:], strict=True))
         self.num_teachers = num_teachers
