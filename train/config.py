@@ -125,7 +125,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     compile: bool = False  # compile the towers; the first steps take minutes
     precision: Precision = "auto"  # bf16 autocast where the GPU has it, otherwise fp32
-    num_workers: int = 2  # loader processes per training process; 0: decode in the training process
+    # loader processes per training process; null: on a GPU its share of the CPUs less two, without one 2; 0: decode in the training process
+    num_workers: int | None = None
     num_threads: int = 0  # torch threads per process; 0: the CPUs shared among the processes of this host
 
     # Output, in steps.
@@ -203,6 +204,11 @@ def _check_model(config: TrainConfig) -> None:
         )
     if config.init and config.towers and (config.towers.image or config.towers.text):
         raise InputError(f"init {config.init!r} brings both towers; leave towers.image and towers.text out, or init")
+    if config.towers and config.towers.text and "context_length" in config.model_options:
+        raise InputError(
+            f"towers.text {config.towers.text!r} brings its own length; give towers.context_length in place of "
+            "model_options.context_length"
+        )
     config.model_config()
     if not config.losses:
         raise InputError("losses is empty; give at least one, such as {info_nce: 1.0}")
@@ -213,10 +219,12 @@ def _check_numbers(config: TrainConfig) -> None:
     for name in positive:
         if getattr(config, name) <= 0:
             raise InputError(f"{name} must be above 0, got {getattr(config, name)}")
-    not_negative = ("samples_seen", "epoch_samples", "warmup_steps", "weight_decay", "grad_clip", "num_workers")
+    not_negative = ("samples_seen", "epoch_samples", "warmup_steps", "weight_decay", "grad_clip")
     for name in (*not_negative, "num_threads", "keep_every", "eval_every", "seed"):
         if getattr(config, name) < 0:
             raise InputError(f"{name} must not be negative, got {getattr(config, name)}")
+    if config.num_workers is not None and config.num_workers < 0:
+        raise InputError(f"num_workers must not be negative, got {config.num_workers}")
     if config.epochs <= 0 and not config.samples_seen:
         raise InputError(f"epochs must be above 0 unless samples_seen is given, got {config.epochs}")
     for name in ("beta1", "beta2"):

@@ -113,6 +113,17 @@ def num_threads(world: World, wanted: int) -> int:
     return wanted or max(1, len(os.sched_getaffinity(0)) // world.local_size)
 
 
+def num_loaders(world: World, wanted: int | None) -> int:
+    """Return the loader processes of one training process: `wanted`, or as many as its share of the CPUs bears.
+
+    Beside a GPU that is all but two, which feed the GPU; where the CPUs train themselves, two.
+    """
+    if wanted is not None:
+        return wanted
+    share = len(os.sched_getaffinity(0)) // world.local_size
+    return max(2, share - 2) if world.device.type == "cuda" else 2
+
+
 def _join_torchrun() -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.elastic.utils.api import get_env_variable_or_raise

@@ -27,7 +27,7 @@ from train.acceleration import compile_towers, recompute_activations
 from train.checkpoint import TrainState
 from train.columns import SampleColumns, open_columns
 from train.config import TrainConfig, first_difference
-from train.distributed import World, join_world, num_threads, wrap_towers
+from train.distributed import World, join_world, num_loaders, num_threads, wrap_towers
 from train.evaluate import evaluate_model
 from train.gradients import compute_gradients
 from train.index import Dataset
@@ -378,7 +378,7 @@ def _make_loader(
         batch_size=config.batch_size,
         image_size=model.image_size,
         patch_size=model.patch_size,
-        num_workers=config.num_workers,
+        num_workers=num_loaders(world, config.num_workers),
         seed=config.seed,
         replacement=config.replacement,
         epoch_samples=config.epoch_samples,
@@ -415,7 +415,7 @@ def _evaluate(model: ImageTextModel, config: TrainConfig, world: World) -> dict[
     metrics: dict[str, float] = {}
     if world.is_main:
         model.eval()
-        results = evaluate_model(model, config.eval_data, num_workers=config.num_workers)
+        results = evaluate_model(model, config.eval_data, num_workers=num_loaders(world, config.num_workers))
         model.train()
         metrics = {f"{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
     world.wait()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.train.processes import run_processes
-from train.distributed import World, join_world, num_threads
+from train.distributed import World, join_world, num_loaders, num_threads
 from train.loss import Objective, Outputs
 from train.request import Text, View
 
@@ -105,3 +105,13 @@ def test_processes_of_a_host_share_its_cpus() -> None:
     assert num_threads(World(), 0) == cpus
     assert num_threads(World(size=64, local_size=64), 0) == max(1, cpus // 64)
     assert num_threads(World(), 3) == 3
+
+
+def test_loaders_take_what_training_leaves() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    gpu = torch.device("cuda", 0)
+    assert num_loaders(World(), None) == 2
+    assert num_loaders(World(device=gpu), None) == max(2, cpus - 2)
+    assert num_loaders(World(device=gpu, size=cpus, local_size=cpus), None) == 2
+    assert num_loaders(World(device=gpu), 0) == 0
+    assert num_loaders(World(), 7) == 7
