@@ -69,8 +69,10 @@ class ImageTextModel(nn.Module):
         if hasattr(network, "logit_bias"):
             # SigLIP's, on the similarities themselves; no feature depends on it, and processes would wait for its gradient for ever.
             network.logit_bias.requires_grad_(False)
+        # A checkpoint that was trained beyond CLIP's largest scale starts from where it is.
+        self._largest_scale = max(LOGIT_SCALE_MAX, network.logit_scale.item())
         text_config = network.config.text_config
-        self.context_length = int(text_config.max_position_embeddings)
+        self.context_length = int(text_config.max_position_embeddings) - num_unused_positions(network.text_model)
         # A causal text tower never looks at what follows the end mark; SigLIP was trained without a mask on full-length padding.
         self._is_causal = text_config.model_type == "clip_text_model"
         self._is_padded = text_config.model_type.startswith("siglip")
@@ -97,6 +99,20 @@ class ImageTextModel(nn.Module):
         return scale
 
     @property
+    def logit_bias(self) -> float | None:
+        """What a sigmoid loss adds to the scaled cosines, as it was last kept; None where none was ever learned."""
+        own = getattr(self.network, "logit_bias", None)
+        value = getattr(self.network.config, "logit_bias", None) if own is None else own
+        return None if value is None else float(value)
+
+    def keep_logit_bias(self, value: torch.Tensor) -> None:
+        """Make a bias that a loss learned the model's: SigLIP has a parameter for it, elsewhere it goes into `config.json`."""
+        if hasattr(self.network, "logit_bias"):
+            self.network.logit_bias.data.fill_(value.item())
+        else:
+            self.network.config.logit_bias = value.item()
+
+    @property
     def embed_dim(self) -> int:
         """The length of a feature vector."""
         return int(getattr(self.network.config, "projection_dim", 0) or self.network.config.text_config.hidden_size)
@@ -121,7 +137,8 @@ class ImageTextModel(nn.Module):
         `inputs` holds each view's pictures (n, 3, size, size) under its key, and each text's ids and attention mask, (n, length) or
         (n, count, length), under its key with `.ids` and `.mask`. Each tower runs once, on everything; one that nobody asks does not run.
         """
-        found = {"logit_scale": self.logit_scale.exp()}
+        # SigLIP's has the shape (1,).
+        found = {"logit_scale": self.logit_scale.exp().reshape(())}
         views = wanted_views(requests)
         if self.patch_dropper is not None:
             self.patch_dropper.use(inputs.get(KEPT_PATCHES))
@@ -203,6 +220,7 @@ class ImageTextModel(nn.Module):
         pooled, patches = hidden.pooler_output, hidden.last_hidden_state
         if patches.ndim == 4:  # a convolutional tower's map
             patches = patches.flatten(2).transpose(1, 2)
+        patches = patches[:, _num_leading_tokens(self.network.vision_model) :]
         return _ImageAnswer(_unit(self._project(pooled)), pooled.float(), patches.float())
 
     def _project(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -226,9 +244,9 @@ class ImageTextModel(nn.Module):
         return found
 
     def clamp_logit_scale(self) -> None:
-        """Keep the logit scale in [0, ln 100], as CLIP does after every step."""
+        """Keep the logit scale in [0, ln 100], as CLIP does after every step; its start is allowed where that is above."""
         with torch.no_grad():
-            self.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+            self.logit_scale.clamp_(0, self._largest_scale)
 
     def save(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write weights, configuration and image settings; the same weights give the same bytes. The tokenizer is not written.
@@ -300,6 +318,30 @@ def load_weights(model: ImageTextModel, folder: Path) -> None:
     from safetensors.torch import load_file
 
     model.network.load_state_dict(load_file(folder / _WEIGHTS_FILE), strict=True)
+
+
+def find_positions(text_tower: nn.Module) -> tuple[str, nn.Embedding] | None:
+    """Return the name and the table of a text tower's learned positions, or None where it has no table."""
+    for name, module in text_tower.named_modules():
+        if name.rpartition(".")[2] in {"position_embedding", "position_embeddings"} and isinstance(
+            module, nn.Embedding
+        ):
+            return name, module
+    return None
+
+
+def num_unused_positions(text_tower: nn.Module) -> int:
+    """Return how many rows of the table no token takes: RoBERTa and its kin count from behind the padding's id."""
+    found = find_positions(text_tower)
+    return 0 if found is None or found[1].padding_idx is None else found[1].padding_idx + 1
+
+
+def _num_leading_tokens(tower: nn.Module) -> int:
+    """Return how many of an image tower's tokens come before those of the patches: class, distillation and register tokens."""
+    embeddings = next((module for name, module in tower.named_modules() if name.endswith("embeddings")), None)
+    names = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
+    tokens = [value for name in names if (value := getattr(embeddings, name, None)) is not None]
+    return sum(value.shape[-2] if value.ndim > 1 else 1 for value in tokens)
 
 
 def _unit(output: Any) -> torch.Tensor:

@@ -28,7 +28,9 @@ def shard_model(model: ImageTextModel, world: World) -> None:
                 for layer in module:
                     fully_shard(layer, mesh=mesh)
     scale = model.logit_scale
-    fully_shard(model, mesh=mesh, ignored_params={scale})
+    # The bias of a SigLIP is one number too, set from the loss that learns it.
+    numbers = {value for name, value in model.network.named_parameters() if name in {"logit_scale", "logit_bias"}}
+    fully_shard(model, mesh=mesh, ignored_params=numbers)
 
     def average(parameter: torch.Tensor) -> None:
         assert parameter.grad is not None

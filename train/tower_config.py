@@ -14,6 +14,7 @@ class TowerConfig:
     TowerConfig(patch_share=0.5)              # FLIP: half of the patches, drawn anew every time
     TowerConfig(row_patches=512)              # NaViT: rows of 512 patches, several pictures in each
     TowerConfig(context_length=248)           # Long-CLIP, with `init` naming a CLIP of 77 tokens
+    TowerConfig(text="models/bert", context_length=32)      # CiT: a BERT of 512 tokens that reads 32
     """
 
     image: str = (
@@ -28,7 +29,7 @@ class TowerConfig:
     text_locked_steps: int = 0  # the same for the text tower
     patch_share: float = 1.0  # share of a picture's patches that a ViT sees in training
     row_patches: int = 0  # NaViT: patches in a row of packed pictures; 0: those of the largest picture of the batch
-    context_length: int = 0  # stretch the text tower's positions to so many tokens; 0: as they are
+    context_length: int = 0  # stretch the text tower's positions to so many tokens, or cut them; 0: as they are
 
     def __post_init__(self) -> None:
         for name in ("image", "text"):
@@ -40,5 +41,7 @@ class TowerConfig:
             raise InputError(f"towers.patch_share must be above 0 and at most 1, got {self.patch_share}")
         if self.row_patches < 0:
             raise InputError(f"towers.row_patches must not be negative, got {self.row_patches}")
-        if self.context_length < 0:
-            raise InputError(f"towers.context_length must not be negative, got {self.context_length}")
+        if self.context_length and self.context_length < 3:
+            raise InputError(
+                f"towers.context_length must be at least 3 (begin, one token, end), or 0, got {self.context_length}"
+            )

@@ -1,4 +1,4 @@
-"""Towers that begin as other models, stay locked for a while, see part of a picture's patches, or read longer texts."""
+"""Towers that begin as other models, stay locked for a while, see part of a picture's patches, or read longer or shorter texts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from train.model import (
     IMAGE_STD,
     LOGIT_SCALE_INIT,
     ImageTextModel,
+    find_positions,
     image_tower_config,
+    num_unused_positions,
     read_image_settings,
     text_tower_config,
 )
@@ -94,21 +96,27 @@ def stretch_positions(table: torch.Tensor, length: int, kept: int = KEPT_POSITIO
     return torch.cat([table[:kept], torch.lerp(table[lower], table[lower + 1], share)])
 
 
-def stretch_text(model: ImageTextModel, length: int) -> None:
-    """Let the text tower read `length` tokens, in place."""
-    embeddings = getattr(model.network.text_model, "embeddings", None)
-    old = getattr(embeddings, "position_embedding", None) or getattr(embeddings, "position_embeddings", None)
-    if not isinstance(embeddings, nn.Module) or not isinstance(old, nn.Embedding):
-        raise InputError(
-            f"towers.context_length: the text tower {type(model.network.text_model).__name__} has no table of positions"
-        )
-    new = nn.Embedding(length, old.embedding_dim, device=old.weight.device)
+def set_context_length(model: ImageTextModel, length: int) -> None:
+    """Let the text tower read `length` tokens, in place: fewer than it has positions for, whose last ones go, or more."""
+    tower = model.network.text_model
+    found = find_positions(tower)
+    if found is None:
+        raise InputError(f"towers.context_length: the text tower {type(tower).__name__} has no table of positions")
+    name, old = found
+    unused = num_unused_positions(tower)
+    rows, used = old.weight.detach().split([unused, len(old.weight) - unused])
+    used = used[:length] if length <= len(used) else stretch_positions(used, length)
+    new = nn.Embedding(unused + length, old.embedding_dim, padding_idx=old.padding_idx, device=old.weight.device)
     with torch.no_grad():
-        new.weight.copy_(stretch_positions(old.weight, length))
-    name = "position_embedding" if hasattr(embeddings, "position_embedding") else "position_embeddings"
-    setattr(embeddings, name, new)
-    embeddings.register_buffer("position_ids", torch.arange(length).expand(1, -1), persistent=False)
-    model.network.config.text_config.max_position_embeddings = length
+        new.weight.copy_(torch.cat([rows, used]))
+    parent, _, own = name.rpartition(".")
+    embeddings = tower.get_submodule(parent)
+    setattr(embeddings, own, new)
+    places = torch.arange(unused + length, device=old.weight.device).expand(1, -1)
+    embeddings.register_buffer("position_ids", places, persistent=False)
+    if hasattr(embeddings, "token_type_ids"):
+        embeddings.register_buffer("token_type_ids", torch.zeros_like(places), persistent=False)
+    model.network.config.text_config.max_position_embeddings = unused + length
     model.context_length = length
     model.tokenizer.model_max_length = length
 

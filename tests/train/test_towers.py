@@ -17,10 +17,14 @@ from transformers import (
     RegNetModel,
     ResNetConfig,
     ResNetModel,
+    RobertaConfig,
+    RobertaModel,
     Siglip2VisionConfig,
     Siglip2VisionModel,
     ViTConfig,
     ViTModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 from schemas.errors import InputError
@@ -245,7 +249,7 @@ def test_only_a_vit_with_a_class_token_drops_patches(dataset: Path, tmp_path: Pa
         train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings, towers=TowerConfig(patch_share=0.5)))
 
 
-# ---- Longer texts -----------------------------------------------------------------------------------------------------
+# ---- Longer and shorter texts -----------------------------------------------------------------------------------------------------
 
 
 def test_positions_are_kept_and_interpolated_by_four() -> None:
@@ -284,13 +288,81 @@ def test_a_stretched_clip_reads_longer_texts(dataset: Path, tmp_path: Path) -> N
     assert np.isfinite([record["loss"] for record in read_metrics(tmp_path / "long" / "metrics.jsonl")]).all()
 
 
+def tower_of(folder: Path, kind: str) -> Path:
+    """Write a text tower of 24 tokens with a BERT's tokenizer whose padding has the id that the tower expects."""
+    # RoBERTa's positions begin behind the padding's id, so that its table has more rows than a text has tokens.
+    padding = 0 if kind == "bert" else 1
+    marks = ["[PAD]", "[UNK]"] if kind == "bert" else ["[UNK]", "[PAD]"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join([*marks, "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config, model = {
+        "bert": (BertConfig, BertModel),
+        "roberta": (RobertaConfig, RobertaModel),
+        "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel),
+    }[kind]
+    torch.manual_seed(6)
+    shape = config(
+        vocab_size=5 + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=24 + (padding + 1 if padding else 0),
+        pad_token_id=padding,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model(shape).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_a_text_tower_reads_as_many_tokens_as_it_is_asked_to(dataset: Path, kind: str, tmp_path: Path) -> None:
+    folder = tower_of(tmp_path / kind, kind)
+    long, short = " ".join(["red square on the left"] * 9), "a red disc"
+    models = {}
+    for length in (0, 8, 40):
+        towers = TowerConfig(text=str(folder), context_length=length)
+        options = {name: value for name, value in TINY["model_options"].items() if name != "context_length"}  # type: ignore[attr-defined]
+        models[length] = run(dataset, tmp_path / str(length), towers, samples_seen=16, lr=1e-12, model_options=options)
+        assert models[length].context_length == (length or 24)
+    with torch.no_grad():
+        features = {length: model.encode_text([long, short]) for length, model in models.items()}
+        assert [model.tokenize([long, short])[0].shape[1] for model in models.values()] == [24, 8, 40]
+        assert all(torch.isfinite(found).all() for found in features.values())
+        # Positions that are kept, before padding or alone, mean what they meant.
+        for length in (0, 8, 40):
+            torch.testing.assert_close(features[length][1:], models[0].encode_text([short]), rtol=0, atol=1e-5)
+        # A cut text is read as the text of its first tokens.
+        first = models[0].encode_text([" ".join(long.split()[:6])])
+        torch.testing.assert_close(features[8][:1], first, rtol=0, atol=1e-5)
+    assert not torch.allclose(features[40][0], features[0][0], atol=1e-4)
+
+
+def test_a_clip_reads_shorter_texts(dataset: Path, tmp_path: Path) -> None:
+    train(str(dataset), str(tmp_path / "clip"), TrainConfig(**{**SHORT, "samples_seen": 16}))
+    checkpoint = find_checkpoint(tmp_path / "clip")
+    settings = {key: value for key, value in SHORT.items() if key != "model_options"}
+    config = TrainConfig(
+        **{**settings, "samples_seen": 16, "lr": 1e-12}, init=str(checkpoint), towers=TowerConfig(context_length=6)
+    )
+    train(str(dataset), str(tmp_path / "short"), config)
+    before, after = load_model(checkpoint), load_model(find_checkpoint(tmp_path / "short"))
+    assert (before.context_length, after.context_length, after.tokenizer.model_max_length) == (16, 6, 6)
+    with torch.no_grad():
+        kept = before.encode_ids(*after.tokenize(["a red square on the left"]))
+        torch.testing.assert_close(after.encode_text(["a red square on the left"]), kept, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"image_revision": "x"}, "towers.image_revision is given without"),
         ({"text_locked_steps": -2}, "text_locked_steps must be -1 or more"),
         ({"patch_share": 0.0}, "patch_share must be above 0"),
-        ({"context_length": -1}, "context_length must not be negative"),
+        ({"context_length": -1}, "context_length must be at least 3"),
+        ({"context_length": 2}, "context_length must be at least 3"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -298,3 +370,5 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
         replace(TowerConfig(), **settings)
     with pytest.raises(InputError, match="init 'x' brings both towers"):
         TrainConfig(init="x", towers=TowerConfig(image="y"))
+    with pytest.raises(InputError, match=r"towers.text 'y' brings its own length; give towers.context_length"):
+        TrainConfig(model_options={"context_length": 16}, towers=TowerConfig(text="y"))
