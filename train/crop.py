@@ -12,10 +12,11 @@ Box = tuple[int, int, int, int]
 _CROP_TRIES = 10
 
 
-def center_box(height: int, width: int) -> Box:
-    """Return the largest central square: with a resize to S, the usual resize of the short side and centre crop."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+def fit_short_side(width: int, height: int, side: int) -> tuple[int, int]:
+    """Return the width and height of a picture whose short side becomes `side`; the long one is rounded down, as torchvision's Resize does."""
+    if width <= height:
+        return side, side * height // width
+    return side * width // height, side
 
 
 def random_box(

@@ -13,6 +13,7 @@ from train.workers import Facts, Pixels
 
 _JPEG_START = b"\xff\xd8\xff"
 _EXIF_SEARCH_BYTES = 1 << 16
+_PLAIN_COLOURS = ("YCbCr", "Gray")
 _LONGEST_STRIP = 8  # times as long as wide
 
 
@@ -88,9 +89,10 @@ class Decoder:
         """Return a picture in RGB; JPEGs through the faster decoder, set to what Pillow does."""
         if data[:3] == _JPEG_START and (not is_turned or _is_upright(data)):
             try:
-                return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
+                if simplejpeg.decode_jpeg_header(data)[2] in _PLAIN_COLOURS:
+                    return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False))
             except ValueError:
-                pass  # an unusual colour space, or damage, on which Pillow has the last word
+                pass  # damage, on which Pillow has the last word
         return _open_with_pillow(data, is_turned=is_turned, on_white=on_white)
 
     def _fit_jpeg(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
@@ -135,7 +137,8 @@ def _resize_middle(image: Image.Image, side: int) -> Image.Image:
     if max(width, height) <= _LONGEST_STRIP * side:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
-    # Of a long strip only the middle, or a line of a few pixels would fill the memory. Pillow keeps such a box in single precision: up to a level off.
+    # Of a long strip only the middle, or a line one pixel wide would fill the memory. Pillow rounds between rows and columns, and may then take
+    # them in the other order: a level off on photos.
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + side) * across, (top + side) * down)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import Sample, draw_picture, encode_picture, make_samples, make_uid, write_dataset
-from train.crop import center_box, random_box
+from train.crop import random_box
 from train.index import Dataset
 from train.loader import Batch, Loader, LoaderConfig
 from train.workers import WorkerError
@@ -279,11 +279,6 @@ def test_crop_areas_are_uniform() -> None:
         areas.append(height * width / 1e6)
     counts, _ = np.histogram(areas, bins=10, range=(0.2, 0.4))
     assert ((counts - 400) ** 2 / 400).sum() < 27.9  # 9 degrees of freedom, p = 0.001
-
-
-def test_the_center_box_is_the_middle_square() -> None:
-    assert center_box(100, 60) == (20, 0, 60, 60)
-    assert center_box(60, 101) == (0, 20, 60, 60)
 
 
 def test_a_sample_without_text_gives_an_empty_one(tmp_path: Path) -> None:

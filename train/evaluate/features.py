@@ -40,13 +40,14 @@ def encode_images(
 ) -> torch.Tensor:
     """Return the features of the images in order, float32 on the CPU, shape (images, d).
 
-    Images are scaled so that the short side fits the model, and cut to the square in the middle; then `change` is done to them, a batch
-    of uint8 (n, 3, S, S) at a time. `before_projection` asks for what the image tower gives before it is projected into the space that texts
-    share, which is no unit vector; a model without such a projection gives its features.
+    Images are scaled so that the short side fits the model, and cut to the square in the middle, with the pixels of CLIP's own preprocessing (a
+    model that trains on whole pictures is shown squares too); then `change` is done to them, a batch of uint8 (n, 3, S, S) at a time.
+    `before_projection` asks for what the image tower gives before it is projected into the space that texts share, which is no unit vector; a model
+    without such a projection gives its features.
     """
     job = FileCropJob if images.are_files else CenterCropJob
     pool = WorkerPool(
-        job(images.tars, images.shards, images.offsets, images.sizes),
+        job(images.tars, images.shards, images.offsets, images.sizes, images.boxes, images.on_white),
         max_rows=batch_size,
         image_size=model.image_size,
         num_workers=min(num_workers, -(-len(images) // batch_size)),

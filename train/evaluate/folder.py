@@ -104,6 +104,7 @@ def _read_split(folder: str, split: str) -> _Split:
         shards=np.array([sample.shard for sample in samples], dtype=np.int64),
         offsets=np.array([sample.offset for sample in samples], dtype=np.int64),
         sizes=np.array([sample.size for sample in samples], dtype=np.int64),
+        on_white=False,
     )
     return _Split(images, samples)
 

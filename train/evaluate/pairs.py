@@ -2,8 +2,9 @@
 
 A file is an object or a list of objects (JSON), or one object a line (JSONL). An object names its image (`filename`, `image` or `image_path`), its
 caption (`caption` or `true_caption`) and the wrong ones (`negative_caption`, `false_caption`, or `negatives`: a list, or a mapping
-from kind to list). Where the kind is not given it is the name of the file. A folder of such files is read as one set. Images lie beside the file, or
-in a folder `images` or `val2017` there.
+from kind to list). Where the kind is not given it is the name of the file. ARO's VG-Relation and VG-Attribution show a part of each image, which
+`bbox_x`, `bbox_y`, `bbox_w` and `bbox_h` give in pixels. A folder of such files is read as one set. Images lie beside the file, or in a folder
+`images` or `val2017` there.
 """
 
 import json
@@ -14,6 +15,7 @@ import fsspec
 import numpy as np
 
 from schemas.errors import InputError
+from train.crop import Box
 from train.evaluate.task import CompositionTask, EvaluationData, ImageSet
 from train.reader import TarFile
 
@@ -21,6 +23,8 @@ SUFFIXES = (".json", ".jsonl")
 _IMAGE_KEYS = ("filename", "image", "image_path")
 _CAPTION_KEYS = ("caption", "true_caption")
 _NEGATIVE_KEYS = ("negative_caption", "false_caption")
+_BOX_KEYS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+_MOST_PIXELS = 1 << 20  # of a side
 _IMAGE_FOLDERS = ("", "images/", "val2017/")
 
 
@@ -41,12 +45,13 @@ def read_pairs(path: str) -> EvaluationData:
     if not rows:
         raise InputError(f"{path} holds no pairs of a caption and a wrong caption")
     numbers: dict[str, int] = {}
-    images, captions, negatives = [], [], []
+    images, boxes, captions, negatives = [], [], [], []
     known: dict[str, str] = {}
     for file, number, row in rows:
         where = f"{file} entry {number}"
         location = _find_image(file, str(_take(row, _IMAGE_KEYS, where)), known)
         images.append(numbers.setdefault(location, len(numbers)))
+        boxes.append(_read_box(row, where))
         captions.append(str(_take(row, _CAPTION_KEYS, where)))
         negatives.append(_negatives(row, file.rsplit("/", 1)[-1].rsplit(".", 1)[0], where))
     return EvaluationData(
@@ -59,6 +64,8 @@ def read_pairs(path: str) -> EvaluationData:
                     offsets=np.zeros(len(images), dtype=np.int64),
                     sizes=np.zeros(len(images), dtype=np.int64),
                     are_files=True,
+                    boxes=np.array(boxes, dtype=np.int64),
+                    on_white=False,
                 ),
                 captions=captions,
                 negatives=negatives,
@@ -89,6 +96,22 @@ def _take(row: Mapping[str, Any], names: Sequence[str], where: str) -> object:
         if row.get(name):
             return row[name]
     raise InputError(f"{where} has none of {', '.join(names)}; it has {', '.join(row)}")
+
+
+def _read_box(row: Mapping[str, Any], where: str) -> Box:
+    """Return the part of the image that a row shows, its corners rounded as Pillow's crop rounds them; zeros where it shows all."""
+    given = [row.get(key) for key in _BOX_KEYS]
+    if all(value is None for value in given):
+        return 0, 0, 0, 0
+    numbers = [value for value in given if isinstance(value, int | float) and abs(value) <= _MOST_PIXELS]
+    if len(numbers) == len(_BOX_KEYS):
+        x, y, width, height = numbers
+        left, top, right, bottom = round(x), round(y), round(x + width), round(y + height)
+        if left < right and top < bottom:
+            return top, left, bottom - top, right - left
+    raise InputError(
+        f"{where} has no part of an image in {', '.join(_BOX_KEYS)}, got {given}; give four numbers of pixels or none"
+    )
 
 
 def _negatives(row: Mapping[str, Any], kind: str, where: str) -> dict[str, list[str]]:

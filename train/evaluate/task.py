@@ -1,7 +1,7 @@
 """What an evaluation is made of, whatever it was read from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +11,19 @@ from train.reader import TarFile
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images inside tars, in evaluation order; with `are_files` every entry of `tars` is one image file, not a tar."""
+    """Images inside tars, in evaluation order.
+
+    With `are_files` the entries of `tars` are image files, or files of any kind in which images lie: a size of 0 stands for the whole file.
+    """
 
     tars: Sequence[TarFile]
     shards: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     are_files: bool = False
+    # (n, 4): top, left, height and width of the part of each image that is shown; a height of 0 is all of it.
+    boxes: npt.NDArray[np.int64] | None = None
+    on_white: bool = True  # transparent parts, as in training; benchmarks' own code drops the transparency
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -25,17 +31,18 @@ class ImageSet:
     def take(self, rows: Sequence[int]) -> "ImageSet":
         """Return some of the images."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return ImageSet(
-            tars=self.tars,
+        return replace(
+            self,
             shards=self.shards[chosen],
             offsets=self.offsets[chosen],
             sizes=self.sizes[chosen],
-            are_files=self.are_files,
+            boxes=None if self.boxes is None else self.boxes[chosen],
         )
 
     def unique(self) -> "tuple[ImageSet, npt.NDArray[np.int64]]":
-        """Return every image once, and where each of these images is among them."""
-        places = np.stack([self.shards, self.offsets], axis=1)
+        """Return every image once, each part of one for itself, and where each of these images is among them."""
+        columns = [self.shards[:, None], self.offsets[:, None]] + ([] if self.boxes is None else [self.boxes])
+        places = np.concatenate(columns, axis=1)
         _, first, positions = np.unique(places, axis=0, return_index=True, return_inverse=True)
         return self.take(first.tolist()), positions.reshape(-1).astype(np.int64)
 

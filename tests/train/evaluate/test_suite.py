@@ -11,7 +11,6 @@ from tests.train.dataset_builder import make_samples, write_dataset
 from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
 from train.config import ModelConfig
-from train.crop import center_box
 from train.decoder import Decoder
 from train.evaluate import evaluate, evaluate_model
 from train.model import build_model, load_model
@@ -41,7 +40,7 @@ def test_a_checkpoint_scores_what_its_features_say(checkpoint: Path, tmp_path: P
     model = load_model(checkpoint)
     images = np.empty((30, 32, 32, 3), dtype=np.uint8)
     for row, sample in enumerate(samples):
-        Decoder().crop(sample.image, center_box, images[row])
+        Decoder().square(sample.image, images[row])
     with torch.inference_mode():
         pictures = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2))
         texts = model.encode_text([str(sample.captions["alt_text"]) for sample in samples])
