@@ -14,7 +14,7 @@ from train.tower_config import TowerConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 Decode = Literal["cpu", "gpu"]
-LossOption = float | bool | str | tuple[str, ...]
+LossOption = float | bool | str | tuple[str, ...] | tuple[float, ...]
 LossSetting = float | Mapping[str, LossOption]
 ModelOption = int | str | tuple[int, ...]
 

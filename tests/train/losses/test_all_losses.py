@@ -12,13 +12,16 @@ from train.loss import Objective, discover_losses
 from train.request import Patches, Pooled, Text, Tokens, View
 
 COUNT = 8
-# Small enough for random numbers of eight samples; what differs from the defaults is width only.
+# Small enough for random numbers of eight samples, with every term; what differs from the defaults is widths and weights.
 OPTIONS = {
     "coca": {"num_queries": 3, "layers": 1},
     "declip": {"bank_size": 12, "hidden": 16},
     "filip": {"width": 8, "num_tokens": 3},
+    "matryoshka": {"widths": (2, 3, 8), "weights": (1.0, 0.5, 2.0)},
+    "longclip": {"components": 3},
     "siglip": {"chunk": 3},
     "simclr": {"hidden": 16, "width": 8},
+    "uniformity": {"cross": 0.5, "power": 3.0},
 }
 
 

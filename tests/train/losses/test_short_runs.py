@@ -23,6 +23,7 @@ COMPANY = {
     "concept_distillation": {"info_nce": 1.0},
     "cyclip": {"info_nce": 1.0},
     "simclr": {"info_nce": 1.0},
+    "sparc": {"info_nce": 0.5},
 }
 OPTIONS = {
     "alip": {"momentum": 0.5},
@@ -30,6 +31,7 @@ OPTIONS = {
     "declip": {"bank_size": 24, "hidden": 32},
     "dreamlip": {"count": 2},
     "filip": {"width": 32, "num_tokens": 8},
+    "longclip": {"short": "rewrite", "components": 4},
     "multi_text": {"count": 2},
     "simclr": {"hidden": 64, "width": 32},
 }
