@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 # How long processes wait for the one that evaluates, finds neighbours or writes. A group's own limit (10 minutes for NCCL) is for steps;
 # of a process that died torchrun and Ray Train tell the others at once.
 _LONGEST_WAIT = timedelta(days=1)
+# Its present name; under the old one, in older releases of torch, gloo may lack it.
+_REDUCE_SCATTER = getattr(distributed, "reduce_scatter_single", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +85,20 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        world: World = ctx.world
-        total = gradients[0].contiguous()
+        return _sum_own_rows(gradients[0].contiguous(), ctx.world), None
+
+
+def _sum_own_rows(gradient: torch.Tensor, world: World) -> torch.Tensor:
+    """Return this process's rows of the sum over the processes."""
+    # Half the traffic of all_reduce, which also brings what is other processes' to know.
+    reduce = _REDUCE_SCATTER or (distributed.reduce_scatter_tensor if gradient.is_cuda else None)
+    if reduce is None:
+        total = gradient.clone()  # the caller's may belong to others too
         distributed.all_reduce(total)
-        return total.chunk(world.size)[world.rank], None
+        return total.chunk(world.size)[world.rank]
+    own = gradient.new_empty(len(gradient) // world.size, *gradient.shape[1:])
+    reduce(own, gradient)
+    return own
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """From one batch to the gradients of the whole batch's loss, in one piece or in parts that fit the memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -66,11 +66,21 @@ def compute_gradients(
         _carry(answers[0], gradients)
     else:
         _carry_again(towers, parts, requests, gradients, autocast, seed)
-    # The towers' gradients were averaged on the way (DistributedDataParallel); a loss's own parameters are few.
-    for parameter in objective.parameters():
-        if parameter.grad is not None:
-            parameter.grad = world.mean(parameter.grad)
+    # The towers' gradients were averaged on the way (DistributedDataParallel).
+    _average(objective.parameters(), world)
     return StepResult(world.mean(loss), {name: world.mean(term) for name, term in terms.items()}, outputs)
+
+
+@torch.no_grad()
+def _average(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Average the gradients over the processes in one exchange, however many parameters there are."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world.size == 1 or not gradients:
+        return
+    means = world.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = torch.split(means, [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, parts, strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def _carry_again(

@@ -3,10 +3,12 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.train.processes import run_processes
+from train import distributed as joined_processes
 from train.distributed import World, join_world, num_loaders, num_threads
 from train.loss import Objective, Outputs
 from train.request import Text, View
@@ -45,6 +47,26 @@ def gather_both(world: World) -> dict[str, torch.Tensor]:
     return local | {f"global.{name}": value for name, value in loss_and_gradients(world, False).items()}
 
 
+def weights_of(rank: int, size: int) -> np.ndarray:
+    """Return what one process's loss multiplies everybody's rows by."""
+    return np.random.default_rng(rank).normal(size=(3 * size, 2, 5)).astype(np.float32)
+
+
+def gather_weighted(world: World) -> dict[str, torch.Tensor]:
+    """Return the gradients of gathered rows, and of something added to them, in both ways of exchange."""
+    found = {}
+    for name, reduce in (("present", joined_processes._REDUCE_SCATTER), ("earlier", None)):
+        joined_processes._REDUCE_SCATTER = reduce
+        rows = torch.full((3, 2, 5), float(world.rank), requires_grad=True)
+        added = torch.zeros(3 * world.size, 2, 5, requires_grad=True)
+        everyone = world.gather(rows) + added
+        (everyone * torch.from_numpy(weights_of(world.rank, world.size))).sum().backward()
+        assert rows.grad is not None
+        assert added.grad is not None
+        found |= {f"{name}.everyone": everyone.detach(), f"{name}.rows": rows.grad, f"{name}.added": added.grad}
+    return found
+
+
 def exchange(world: World) -> dict[str, torch.Tensor]:
     world.wait()
     with join_world() as joined:
@@ -76,6 +98,17 @@ def test_value_and_gradients_are_those_of_one_process(size: int, tmp_path: Path)
         for name in ("images", "texts"):
             rows = torch.cat([one[f"{kind}.{name}"] for one in found])
             torch.testing.assert_close(rows, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_gathered_rows_get_what_all_losses_send_them(size: int, tmp_path: Path) -> None:
+    weights = [weights_of(rank, size) for rank in range(size)]
+    for rank, one in enumerate(run_processes(size, tmp_path, gather_weighted)):
+        own = slice(3 * rank, 3 * rank + 3)
+        for name in ("present", "earlier"):
+            assert one[f"{name}.everyone"][:, 0, 0].tolist() == np.repeat(np.arange(float(size)), 3).tolist()
+            np.testing.assert_allclose(one[f"{name}.rows"].numpy(), np.sum(weights, axis=0)[own], rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(one[f"{name}.added"].numpy(), weights[rank])
 
 
 def test_processes_agree(tmp_path: Path) -> None:

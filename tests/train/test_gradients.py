@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from tests.train.processes import run_processes
 from tests.train.test_loss import TwoTerms
 from train.config import ModelConfig
 from train.distributed import World, wrap_towers
-from train.gradients import _seed_dropout, compute_gradients
+from train.gradients import _average, _seed_dropout, compute_gradients
 from train.inputs import Inputs
 from train.loss import Objective, Outputs
 from train.model import ImageTextModel, build_model
@@ -114,3 +114,35 @@ def test_two_processes_give_the_gradient_of_one(function, tmp_path: Path) -> Non
     expected = gradients(World(), 1, with_parameters=True)
     for found in run_processes(2, tmp_path, function):
         assert_close(found, expected)
+
+
+def average(world: World) -> dict[str, torch.Tensor]:
+    """Return averaged gradients of several shapes, and how many exchanges they took."""
+    torch.set_num_threads(1)
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((), (3, 2), (4,), (0,), (2, 1, 2))]
+    for number, parameter in enumerate(parameters):
+        if number != 2:
+            values = torch.arange(float(parameter.numel())) + 100 * number
+            parameter.grad = ((world.rank + 1) ** 2 * values).reshape(parameter.shape)
+    num_calls, exchange = 0, distributed.all_reduce
+
+    def count(tensor: torch.Tensor) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        exchange(tensor)
+
+    distributed.all_reduce = count
+    _average(parameters, world)
+    assert parameters[2].grad is None
+    found = {str(number): parameter.grad for number, parameter in enumerate(parameters) if number != 2}
+    return {**found, "num_calls": torch.tensor(num_calls)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradients_of_losses_are_averaged_in_one_exchange(size: int, tmp_path: Path) -> None:
+    factor = np.mean([(rank + 1) ** 2 for rank in range(size)])
+    for found in run_processes(size, tmp_path, average):
+        assert found.pop("num_calls").item() == 1
+        for number, shape in ((0, ()), (1, (3, 2)), (3, (0,)), (4, (2, 1, 2))):
+            expected = factor * (np.arange(float(np.prod(shape))) + 100 * number).reshape(shape)
+            np.testing.assert_allclose(found[str(number)].numpy(), expected, rtol=1e-6)
