@@ -67,7 +67,7 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Patches:
-    """The image tower's last hidden state: (n, positions, image width); a ViT's class token comes first."""
+    """The image tower's last hidden state of each patch, without a ViT's class token: (n, patches, image width)."""
 
     view: View = field(default_factory=View)
 

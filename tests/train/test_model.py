@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from schemas.errors import InputError
 from train.config import MODELS, ModelConfig
-from train.model import LOGIT_SCALE_MAX, ImageTextModel, build_model, load_model, load_weights
+from train.model import LOGIT_SCALE_MAX, ImageTextModel, _num_leading_tokens, build_model, load_model, load_weights
 from train.request import Patches, Pooled, Text, Tokens, View
 from train.tokenizer import tokenize, train_tokenizer
 
@@ -87,6 +88,31 @@ def test_everything_asked_for_comes_from_one_run(model: ImageTextModel) -> None:
     assert found[Tokens().key].shape == (3, ids.shape[1], shape.text_width)
     assert set(model(inputs, (View(),))) == {View().key, "logit_scale"}
     assert set(model(inputs, (Pooled(),))) == {View().key, Pooled().key, "logit_scale"}
+
+
+@torch.no_grad()
+def test_patches_are_those_of_the_picture_alone(model: ImageTextModel) -> None:
+    found = model({View().key: images()}, (Patches(),))[Patches().key]
+    hidden = model.network.vision_model(pixel_values=model._normalise(images())).last_hidden_state
+    if model.network.config.model_type == "clip":
+        assert hidden.shape[1] == 17
+        assert torch.equal(found, hidden[:, 1:])  # 16 of 8 x 8 pixels, without the class token
+    else:
+        assert torch.equal(found[:, 0], hidden[:, :, 0, 0])
+        assert found.shape[1] == hidden.shape[2] * hidden.shape[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("CLIPVision", 1), ("SiglipVision", 0), ("DeiT", 2), ("Dinov2WithRegisters", 5)]
+)
+@torch.no_grad()
+def test_tokens_before_the_patches(name: str, count: int) -> None:
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    tower = getattr(transformers, f"{name}Model")(config)
+    assert _num_leading_tokens(tower) == count
+    assert tower(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape[1] == count + 16
 
 
 def test_a_frozen_tower_has_no_gradients(model: ImageTextModel) -> None:
