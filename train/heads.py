@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from train.distributed import World
 
@@ -52,3 +53,21 @@ class Projector(nn.Module):
 def num_heads(width: int) -> int:
     """Return the heads of an attention of this width: of 64 channels each where that divides it, else one."""
     return width // 64 if width % 64 == 0 else 1
+
+
+def sum_token_losses(layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Return the cross-entropies of the ids (m,) among `layer`'s outputs for the tokens (m, width), added up, in float32.
+
+    Outputs over a vocabulary are the largest tensors of a step. So they are computed `chunk` tokens at a time, and once more on the way
+    back where there are more: memory is chunk x vocabulary however many tokens there are.
+    """
+    if len(tokens) <= chunk:
+        return _sum_token_losses(layer, tokens, ids)
+    total = tokens.new_zeros((), dtype=torch.float32)
+    for part in zip(torch.split(tokens, chunk), torch.split(ids, chunk), strict=True):
+        total = total + checkpoint(_sum_token_losses, layer, *part, use_reentrant=False, preserve_rng_state=False)
+    return total
+
+
+def _sum_token_losses(layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(layer(tokens).float(), ids, reduction="sum")

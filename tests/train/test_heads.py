@@ -1,7 +1,9 @@
+import numpy as np
+import pytest
 import torch
 
 from train.distributed import World
-from train.heads import BatchNorm, Projector, num_heads
+from train.heads import BatchNorm, Projector, num_heads, sum_token_losses
 
 
 def test_batch_norm_is_torchs() -> None:
@@ -29,3 +31,69 @@ def test_projector_is_its_layers_in_order() -> None:
 
 def test_heads_divide_the_width() -> None:
     assert [num_heads(width) for width in (512, 768, 64, 96, 10)] == [8, 12, 1, 1, 1]
+
+
+def token_losses(chunk: int, *, count: int = 23, autocast: bool = False) -> tuple[torch.Tensor, ...]:
+    """Return the sum for fixed tokens, its gradients by tokens, weight and bias, and the inputs."""
+    generator = torch.Generator().manual_seed(4)
+    layer = torch.nn.Linear(6, 40)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    tokens = torch.randn(count, 6, generator=generator).requires_grad_()
+    ids = torch.randint(0, 40, (count,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        total = sum_token_losses(layer, tokens, ids, chunk)
+    total.backward()
+    return total, tokens.grad, layer.weight.grad, layer.bias.grad, tokens, layer.weight, layer.bias, ids
+
+
+def reference_losses(tokens, weight, bias, ids) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Return sum and gradients as worked out by hand: what comes back to an output is its probability, less one where it was right."""
+    rows, matrix, shift = (value.detach().numpy().astype(np.float64) for value in (tokens, weight, bias))
+    outputs = rows @ matrix.T + shift
+    powers = np.exp(outputs - outputs.max(1, keepdims=True))
+    probabilities = powers / powers.sum(1, keepdims=True)
+    right = np.arange(len(rows)), ids.numpy()
+    total, back = -np.log(probabilities[right]).sum(), probabilities.copy()
+    back[right] -= 1
+    return total, back @ matrix, back.T @ rows, back.sum(0)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 100])
+def test_token_losses_and_their_gradients(chunk: int) -> None:
+    *found, tokens, weight, bias, ids = token_losses(chunk)
+    for value, expected in zip(found, reference_losses(tokens, weight, bias, ids), strict=True):
+        np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_token_losses_under_autocast(chunk: int) -> None:
+    *found, tokens, weight, bias, ids = token_losses(chunk, autocast=True)
+    assert found[0].dtype == torch.float32
+    total, *gradients = reference_losses(tokens, weight, bias, ids)
+    assert found[0].item() == pytest.approx(total, rel=1e-2)
+    assert found[0].item() != pytest.approx(total, rel=1e-6)  # the layer did run in bfloat16
+    for value, expected in zip(found[1:], gradients, strict=True):
+        assert np.abs(value.numpy() - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_no_tokens_have_no_loss_but_gradients() -> None:
+    for value in token_losses(5, count=0)[:4]:
+        assert value.abs().sum() == 0
+
+
+def test_no_more_than_a_chunk_of_outputs_is_kept() -> None:
+    kept: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        token_losses(5)
+        assert max(kept) < 23 * 40
+        assert max(kept) <= 40 * 6  # the layer's weight
+        kept.clear()
+        token_losses(23)
+    assert max(kept) == 23 * 40

@@ -2,10 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from schemas.errors import InputError
-from train.heads import num_heads
+from train.heads import num_heads, sum_token_losses
 from train.loss import Loss, Outputs
 from train.request import Ids, Patches, Shape, Tokens
 
@@ -15,12 +14,15 @@ class CoCa(Loss):
 
     The causal text tower is the lower half of the decoder and sees no picture; `layers` more, with attention to `num_queries` summaries of
     the image tower's patches, belong to the loss, as does the output over the vocabulary. They are saved for going on, not in the model.
+    Tokens get their outputs over the vocabulary `chunk` at a time and once more on the way back, padding gets none: memory is chunk x
+    vocabulary however large the batch.
     """
 
-    def __init__(self, *, layers: int = 6, num_queries: int = 256) -> None:
+    def __init__(self, *, layers: int = 6, num_queries: int = 256, chunk: int = 1024) -> None:
         super().__init__((Patches(), Tokens(), Ids()))
         self.layers = layers
         self.num_queries = num_queries
+        self.chunk = chunk
 
     def build(self, shape: Shape) -> None:
         """Make the pooler, the upper half of the decoder and the output."""
@@ -47,7 +49,7 @@ class CoCa(Loss):
             patches = self.image_norm(self.image_map(outputs[Patches()]))
             summaries, _ = self.pool(self.queries.expand(len(patches), -1, -1), patches, patches, need_weights=False)
             hidden = self.decoder(tokens, summaries, tgt_mask=causal, tgt_is_causal=True)
-            logits = self.vocabulary(hidden)
-        total = functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), ignore_index=-1, reduction="sum")
+            is_asked = ids >= 0
+            total = sum_token_losses(self.vocabulary, hidden[is_asked], ids[is_asked], self.chunk)
         # Tokens per process in the mean, so that the mean over the processes is that over all tokens.
-        return {"coca": total / outputs.world.mean((ids >= 0).sum().float()).clamp_min(1)}
+        return {"coca": total / outputs.world.mean(is_asked.sum().float()).clamp_min(1)}

@@ -6,11 +6,13 @@ from torch.nn import functional
 
 from train.contrast import cross_entropies, pair_losses
 from train.distributed import World
-from train.heads import Projector
+from train.heads import Projector, sum_token_losses
 from train.loss import Loss, Outputs
 from train.request import Ids, Pooled, Shape, Text, Tokens, View
 
 _AUGMENTED, _MASKED, _VIEW = Text(variant="augmented"), Text(variant="masked"), View(number=1)
+# Masked tokens that get their outputs over the vocabulary at a time.
+_CHUNK = 1024
 
 
 class DeCLIP(Loss):
@@ -50,7 +52,7 @@ class DeCLIP(Loss):
     def build(self, shape: Shape) -> None:
         """Make the projector, the predictor, the output over the vocabulary, and the empty bank."""
         self.projector = Projector((shape.image_width, self.hidden, self.hidden, self.hidden), is_last_normalised=True)
-        self.predictor = Projector((self.hidden, max(1, self.hidden // 4), self.hidden))
+        self.predictor = Projector((self.hidden, max(1, self.hidden // 2), self.hidden))
         self.vocabulary = nn.Linear(shape.text_width, shape.vocab_size)
         self.register_buffer("bank", torch.zeros(self.bank_size, shape.embed_dim))
         self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
@@ -90,9 +92,11 @@ class DeCLIP(Loss):
         return -(cosines[0] + cosines[1]) / 2
 
     def _masked(self, outputs: Outputs) -> torch.Tensor:
-        ids, logits = outputs[Ids(_MASKED)], self.vocabulary(outputs[Tokens(_MASKED)])
-        total = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=-1, reduction="sum")
-        return total / _mean_count(ids, outputs.world)
+        ids, tokens = outputs[Ids(_MASKED)], outputs[Tokens(_MASKED)]
+        is_masked = ids >= 0
+        with outputs.autocast():
+            total = sum_token_losses(self.vocabulary, tokens[is_masked], ids[is_masked], _CHUNK)
+        return total / _mean_count(is_masked, outputs.world)
 
     @torch.no_grad()
     def _remember(self, texts: torch.Tensor) -> None:
@@ -103,5 +107,5 @@ class DeCLIP(Loss):
         self.num_seen += len(texts)
 
 
-def _mean_count(ids: torch.Tensor, world: World) -> torch.Tensor:
-    return world.mean((ids >= 0).sum().float()).clamp_min(1)
+def _mean_count(is_masked: torch.Tensor, world: World) -> torch.Tensor:
+    return world.mean(is_masked.sum().float()).clamp_min(1)

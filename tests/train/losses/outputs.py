@@ -1,7 +1,7 @@
 """Answers to a loss's requests made of random numbers, and what several processes see of them."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -134,3 +134,20 @@ def array(outputs: Outputs, request: Request) -> np.ndarray:
     """Return an answer as float64 numbers."""
     value = outputs[request].detach().numpy()
     return value.astype(np.float64) if value.dtype == np.float32 else value
+
+
+def slopes(function: Callable[[np.ndarray], float], point: np.ndarray) -> np.ndarray:
+    """Return the gradient of a function of float64 numbers by differences: what it takes as fixed has none."""
+    found = np.empty_like(point)
+    for place in np.ndindex(point.shape):
+        step = np.zeros_like(point)
+        step[place] = 1e-5
+        found[place] = (function(point + step) - function(point - step)) / 2e-5
+    return found
+
+
+def assert_gradient(found: torch.Tensor | None, expected: np.ndarray) -> None:
+    """Compare a gradient with one by differences, whose largest number must be worth comparing."""
+    assert found is not None
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())

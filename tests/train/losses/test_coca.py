@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,13 +27,50 @@ def logits_of(loss, outputs) -> np.ndarray:
     return loss.vocabulary(loss.decoder.norm(hidden)).detach().numpy().astype(np.float64)
 
 
-def test_reference() -> None:
-    loss = make_objective({"coca": OPTIONS}).losses["coca"]
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_reference(chunk: int) -> None:
+    loss = make_objective({"coca": {**OPTIONS, "chunk": chunk}}).losses["coca"]
     outputs = make_outputs(loss.needs, 5)
     rows, ids = log_softmax(logits_of(loss, outputs)), array(outputs, Ids())[:, 1:]
     values = [-rows[i, k, ids[i, k]] for i in range(5) for k in range(LENGTH - 1) if ids[i, k] >= 0]
     assert len(values) < 5 * (LENGTH - 1)
     assert loss(outputs)["coca"].item() == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def gradients(chunk: int, autocast) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = make_objective({"coca": {**OPTIONS, "chunk": chunk}}).losses["coca"]
+    outputs = replace(make_outputs(loss.needs, 5), autocast=autocast)
+    value = loss(outputs)["coca"]
+    value.backward()
+    leaves = {**dict(loss.named_parameters()), "tokens": outputs[Tokens()], "patches": outputs[Patches()]}
+    return value, {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("autocast", [nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_chunks_change_neither_value_nor_gradients(autocast) -> None:
+    (whole, expected), (parts, found) = gradients(1024, autocast), gradients(3, autocast)
+    assert parts.dtype == torch.float32
+    torch.testing.assert_close(parts, whole)
+    assert (whole.item() == gradients(1024, nullcontext)[0].item()) == (autocast is nullcontext)
+    for name, value in expected.items():
+        # In bfloat16 the chunks' shares of a gradient are rounded before they are added up.
+        limit = 1e-5 if autocast is nullcontext else 2e-2
+        torch.testing.assert_close(found[name], value, rtol=0, atol=limit * value.abs().max().item() + 1e-9)
+
+
+def test_padding_has_no_outputs_and_a_chunk_is_a_chunk() -> None:
+    loss = make_objective({"coca": {**OPTIONS, "chunk": 3}}).losses["coca"]
+    outputs = make_outputs(loss.needs, 5)
+    rows: list[int] = []
+    loss.vocabulary.register_forward_hook(lambda _layer, _tokens, logits: rows.append(len(logits)))
+    value = loss(outputs)["coca"]
+    asked = int((outputs[Ids()][:, 1:] >= 0).sum())
+    assert asked < 5 * (LENGTH - 1)
+    assert sum(rows) == asked
+    assert max(rows) == 3
+    rows.clear()
+    value.backward()
+    assert sum(rows) == asked  # once more on the way back
 
 
 def test_a_token_does_not_see_what_comes_after() -> None:

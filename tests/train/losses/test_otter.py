@@ -67,14 +67,13 @@ def test_the_teacher_follows_as_the_authors_does() -> None:
     towers = torch.nn.Linear(1, 1)
     towers.load_state_dict(objective.teacher.state_dict())
     student = np.array([parameter.item() for parameter in towers.parameters()])
-    theirs, count, steps = student.copy(), 0, np.random.default_rng(0).normal(size=(12_000, 2))
-    for number, step in enumerate(steps):
-        count += 1
+    theirs, steps = student.copy(), np.random.default_rng(0).normal(size=(12_000, 2))
+    for count, step in enumerate(steps, start=1):
         decay = min(0.999, (1 + count) / (10 + count))
         theirs -= (1 - decay) * (theirs - student)
         ours = np.array([parameter.item() for parameter in objective.teacher.parameters()])
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3, err_msg=f"before step {number}")
-        student = student + step if number < 20 else student + 0.01 * step
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3, err_msg=f"before step {count}")
+        student = student + step if count < 20 else student + 0.01 * step
         for parameter, value in zip(towers.parameters(), student, strict=True):
             parameter.data.fill_(value)
         objective.follow(towers)
