@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from schemas.errors import InputError
-from tests.train.losses.outputs import array, clip_reference, log_softmax, make_objective, make_outputs
+from tests.train.losses.outputs import (
+    array,
+    assert_gradient,
+    clip_reference,
+    log_softmax,
+    make_objective,
+    make_outputs,
+    slopes,
+)
 from train.losses.dreamlip import DreamLIP, group_patches
 from train.request import Patches, Present, Text, View
 
@@ -39,6 +47,28 @@ def test_circle_reference() -> None:
     assert terms["dreamlip_positives"].item() == pytest.approx(np.mean(losses), rel=1e-4)
     expected = clip_reference(7.0 * images @ array(outputs, Text()).T) / (COUNT + 1)
     assert terms["dreamlip_text"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_pulls_of_the_circle_have_no_gradient() -> None:
+    loss, outputs = build(gamma=4.0)
+    images, texts, there = parts(loss, outputs)
+    cosines = np.einsum("id,jkd->ijk", images, texts)
+    pulls, pushes = np.maximum(0, 1.25 - cosines), np.maximum(0, cosines + 0.25)  # as they are, whatever moves
+
+    def value(rows: np.ndarray) -> float:
+        losses = []
+        for i in np.flatnonzero(there.any(1)):
+            moved = np.einsum("d,jkd->jk", rows[i], texts)
+            own = np.arange(5)[:, None] == i
+            positive = np.exp(-4 * pulls[i] * (moved - 0.75))[own & there].sum()
+            negative = np.exp(4 * pushes[i] * (moved - 0.25))[~own & there].sum()
+            losses.append(np.log1p(positive * negative) / 10)
+        return float(np.mean(losses))
+
+    found = loss(outputs)["dreamlip_positives"]
+    assert found.item() == pytest.approx(value(images), rel=1e-4)
+    found.backward()
+    assert_gradient(outputs[View()].grad, slopes(value, images))
 
 
 def test_info_nce_reference() -> None:

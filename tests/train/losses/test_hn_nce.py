@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.train.losses.outputs import array, clip_reference, make_outputs, pair_outputs
+from tests.train.losses.outputs import array, assert_gradient, clip_reference, make_outputs, pair_outputs, slopes
 from tests.train.losses.test_info_nce import SIMILARITIES
 from train.losses.hn_nce import HNNCE
 from train.request import Text, View
@@ -31,6 +31,14 @@ def test_reference_and_limits() -> None:
     logits = 7.0 * array(outputs, View()) @ array(outputs, Text()).T
     assert HNNCE(alpha=0.9, beta=0.4)(outputs)["hn_nce"].item() == pytest.approx(reference(logits, 0.9, 0.4), rel=1e-5)
     assert HNNCE(beta=0.0)(outputs)["hn_nce"].item() == pytest.approx(clip_reference(logits), rel=1e-5)
+
+
+def test_gradients_flow_through_the_weights() -> None:
+    outputs = make_outputs((View(), Text()), 6)
+    HNNCE(alpha=0.9, beta=0.4)(outputs)["hn_nce"].backward()
+    images, texts = array(outputs, View()), array(outputs, Text())
+    assert_gradient(outputs[View()].grad, slopes(lambda rows: reference(7.0 * rows @ texts.T, 0.9, 0.4), images))
+    assert_gradient(outputs[Text()].grad, slopes(lambda rows: reference(7.0 * images @ rows.T, 0.9, 0.4), texts))
 
 
 def test_one_pair_alone_has_no_loss() -> None:
