@@ -123,7 +123,7 @@ class TrainConfig:
     # Machine.
     sharding: bool = False  # cut weights, gradients and moments over the processes (FSDP2) instead of a copy on each
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
-    compile: bool = False  # compile the towers; the first steps take minutes
+    compile: bool = False  # compile the towers: by the block, whole where blocks differ; the first steps take longer
     precision: Precision = "auto"  # bf16 autocast where the GPU has it, otherwise fp32
     # loader processes per training process; null: on a GPU its share of the CPUs less two, without one 2; 0: decode in the training process
     num_workers: int | None = None
