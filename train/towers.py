@@ -104,7 +104,7 @@ def set_context_length(model: ImageTextModel, length: int) -> None:
         raise InputError(f"towers.context_length: the text tower {type(tower).__name__} has no table of positions")
     name, old = found
     unused = num_unused_positions(tower)
-    rows, used = old.weight.detach().split([unused, len(old.weight) - unused])
+    rows, used = old.weight.detach()[:unused], old.weight.detach()[unused:]
     used = used[:length] if length <= len(used) else stretch_positions(used, length)
     new = nn.Embedding(unused + length, old.embedding_dim, padding_idx=old.padding_idx, device=old.weight.device)
     with torch.no_grad():
