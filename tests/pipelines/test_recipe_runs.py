@@ -35,7 +35,7 @@ SMALLER = {
     "laion2b": ["select.rules.agrees=clip_score.clip_score >= -1"],
     "clipcov": ["parameters.fraction=0.5"],
     "semdedup": ["parameters.num_clusters=2"],
-    "cit": ["train.sampling.curation.every=2"],
+    "cit": ["train.sampling.curation.every=2", "train.towers.context_length=8"],
 }
 
 
