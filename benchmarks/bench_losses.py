@@ -1,4 +1,4 @@
-"""What losses cost: a step of each against a step of InfoNCE, and the memory of InfoNCE and SigLIP against the batch.
+"""What losses cost: a step of each against a step of InfoNCE, and the memory and time of InfoNCE and SigLIP against the batch.
 
 One thread, CPU seconds of the process, which other work on the machine disturbs least; contestants alternate, ratios are of medians.
 Pictures and texts are random: what is compared is arithmetic. Prints Markdown.
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from train.distributed import World
 from train.gradients import compute_gradients
 from train.inputs import Inputs
 from train.loss import Objective, Outputs, make_loss
-from train.model import ImageTextModel, build_model
+from train.model import KEPT_PATCHES, ImageTextModel, build_model
 from train.request import Column, Ids, Present, Text, View, tower_requests, wanted_texts, wanted_views
 from train.tokenizer import train_tokenizer
+from train.towers import PatchDropper
 
 BATCH, LENGTH, LABELS = 64, 32, 1000
 MODEL = replace(MODELS["vit-tiny"], vocab_size=600, context_length=LENGTH)
@@ -48,6 +50,7 @@ CONTESTANTS: Mapping[str, Mapping[str, object]] = {
     "info_nce + simclr (two views more)": {"info_nce": 1.0, "simclr": {"hidden": 512}},
     "filip": {"filip": 1.0},
     "otter (EMA teacher)": {"otter": 1.0},
+    "info_nce + concept_distillation (two heads)": {"info_nce": 1.0, "concept_distillation": 1.0},
     "info_nce + coca (2 layers)": {"info_nce": 1.0, "coca": {"weight": 2.0, "layers": 2, "num_queries": 32}},
 }
 MEMORY_BATCHES = (1024, 2048, 4096, 8192)
@@ -61,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        print(peak_mebibytes(options.memory[0], int(options.memory[1])))
+        print(*measure_loss(options.memory[0], int(options.memory[1])))
         return
     print_steps(options.rounds)
     print_memory()
@@ -70,6 +73,7 @@ def main() -> None:
 def print_steps(rounds: int) -> None:
     """Time the steps, and print one row for each."""
     steps = {name: make_step(losses) for name, losses in CONTESTANTS.items()}
+    steps["info_nce, half of the patches"] = make_step(CONTESTANTS["info_nce"], patch_share=0.5)
     steps["distillation, live teacher"] = make_step(CONTESTANTS["distillation, stored teacher"], has_live_teacher=True)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -87,11 +91,16 @@ def print_steps(rounds: int) -> None:
     print()
 
 
-def make_step(losses: Mapping[str, object], *, has_live_teacher: bool = False) -> Callable[[], None]:
+def make_step(
+    losses: Mapping[str, object], *, has_live_teacher: bool = False, patch_share: float = 1.0
+) -> Callable[[], None]:
     """Return a function that makes one step with these losses on a fixed batch."""
     model = build_model(MODEL, train_tokenizer(WORDS, 600, LENGTH), seed=0).train()
     objective = Objective(losses)  # type: ignore[arg-type]
     inputs = make_inputs(model, objective)
+    if patch_share < 1:
+        model.patch_dropper = PatchDropper(model, patch_share)
+        inputs.towers[KEPT_PATCHES] = model.patch_dropper.draw(range(BATCH))
     columns = [request for request in objective.needs if isinstance(request, Column)]
     sizes = {column.key: LABELS if column.kind == "labels" else MODEL.embed_dim for column in columns}
     objective.build(replace(model.shape, num_labels=sizes, widths=sizes), model.copy)
@@ -129,6 +138,8 @@ def make_inputs(model: ImageTextModel, objective: Objective) -> Inputs:
     for request in objective.needs:
         if isinstance(request, Column) and request.kind == "labels":
             fields[request.key] = torch.randint(0, LABELS, (BATCH, 4), generator=rng)
+        elif isinstance(request, Column) and request.kind == "numbers":
+            fields[request.key] = torch.rand(BATCH, 4, generator=rng)
         elif isinstance(request, Column):
             fields[request.key] = torch.randn(BATCH, MODEL.embed_dim, generator=rng)
     return Inputs(towers=towers, fields=fields, indices=np.arange(BATCH))
@@ -137,9 +148,10 @@ def make_inputs(model: ImageTextModel, objective: Objective) -> Inputs:
 def print_memory() -> None:
     """Measure each loss and batch in a process of its own, and print one row for each batch."""
     print(
-        "Peak memory of the loss alone, forward and backward, features of 512 numbers; MiB over those of the features.\n"
+        "The loss alone, forward and backward, features of 512 numbers: peak memory in MiB over those of the features, and CPU seconds.\n"
     )
-    print("| batch | info_nce | siglip, chunks of 1024 | ratio |\n| --- | --- | --- | --- |")
+    print("| batch | info_nce | siglip, chunks of 1024 | ratio | info_nce, s | siglip, s | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for batch in MEMORY_BATCHES:
         found = []
         for name in ("info_nce", "siglip"):
@@ -147,12 +159,16 @@ def print_memory() -> None:
             # A fixed threshold gives every large tensor back at once; otherwise the allocator's own holes are measured.
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
             result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found.append(float(result.stdout))
-        print(f"| {batch} | {found[0]:.0f} | {found[1]:.0f} | {found[0] / max(found[1], 1):.1f} |")
+            found.append(tuple(map(float, result.stdout.split())))
+        (softmax, softmax_seconds), (sigmoid, sigmoid_seconds) = found
+        print(
+            f"| {batch} | {softmax:.0f} | {sigmoid:.0f} | {softmax / max(sigmoid, 1):.1f} "
+            f"| {softmax_seconds:.2f} | {sigmoid_seconds:.2f} | {softmax_seconds / sigmoid_seconds:.1f} |"
+        )
 
 
-def peak_mebibytes(name: str, batch: int) -> float:
-    """Return by how much the peak of this process rises in one step of a loss."""
+def measure_loss(name: str, batch: int) -> tuple[float, float]:
+    """Return by how many MiB the peak of this process rises in one step of a loss, and the CPU seconds of another step."""
     features = [torch.nn.functional.normalize(torch.randn(batch, 512), dim=1) for _ in range(2)]
     for value in features:
         value.requires_grad_().grad = torch.zeros(batch, 512)
@@ -163,8 +179,12 @@ def peak_mebibytes(name: str, batch: int) -> float:
     # Not getrusage: its peak begins with that of the process that started this one.
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_kibibytes()
-    sum(loss(Outputs(tensors=tensors, logit_scale=torch.tensor(10.0))).values()).backward()  # type: ignore[union-attr]
-    return (peak_kibibytes() - before) / 1024
+    step = partial(loss, Outputs(tensors=tensors, logit_scale=torch.tensor(10.0)))
+    sum(step().values()).backward()
+    risen = (peak_kibibytes() - before) / 1024
+    began = time.process_time()
+    sum(step().values()).backward()
+    return risen, time.process_time() - began
 
 
 def peak_kibibytes() -> int:
