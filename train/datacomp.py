@@ -1,6 +1,7 @@
 """DataComp's evaluation (Gadre et al., 2023): which tasks there are, the metric that counts in each, and the averages over groups of them.
 
-Its folders are called `wds_{task}_test`, with `-` for `/`. Averages are given where every task of the group was evaluated; otherwise
+Its folders are called `wds_{task}_test`, with `-` for `/`; CLIP_benchmark's own, on the Hugging Face Hub, lack the `_test`. Three come as sets of the
+Hub, which `datasets` keeps in folders called `nlphuji___{set}`. Averages are given where every task of the group was evaluated; otherwise
 that of those that were goes by another name, and the others are listed.
 """
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ACCURACY = "acc1"
+_PREFIX, _SUFFIX, _HUB_PREFIX = "wds_", "_test", "nlphuji___"
 _RECALL = "mean_per_class_recall"
 _RETRIEVAL = "mean_recall@1"
 
@@ -24,6 +26,7 @@ class DataCompTask:
     is_shift: bool = False  # of ImageNet
     is_vtab: bool = False
     is_retrieval: bool = False
+    hub: str = ""  # the set of the Hub, in the namespace nlphuji
 
 
 def _vtab(name: str, folder: str, metric: str = ACCURACY) -> DataCompTask:
@@ -73,14 +76,16 @@ TASKS: tuple[DataCompTask, ...] = (
         ("flickr30k", "retrieval-flickr30k", "retrieval-flickr_1k_test_image_text_retrieval"),
         _RETRIEVAL,
         is_retrieval=True,
+        hub="flickr_1k_test_image_text_retrieval",
     ),
     DataCompTask(
         "MSCOCO",
         ("mscoco_captions", "retrieval-mscoco", "retrieval-mscoco_2014_5k_test_image_text_retrieval"),
         _RETRIEVAL,
         is_retrieval=True,
+        hub="mscoco_2014_5k_test_image_text_retrieval",
     ),
-    DataCompTask("WinoGAViL", ("winogavil", "misc-winogavil"), "jaccard_10_12", is_retrieval=True),
+    DataCompTask("WinoGAViL", ("winogavil", "misc-winogavil"), "jaccard_10_12", is_retrieval=True, hub="winogavil"),
     DataCompTask("iWildCam", ("wilds-iwildcam",), "macro_f1", _CAMERA),
     DataCompTask("Camelyon17", ("wilds-camelyon17",), ACCURACY, ("hospital", "slide", "y")),
     DataCompTask("FMoW", ("wilds-fmow",), "worst_region_acc1", ("region", "year", "y"), "region"),
@@ -116,20 +121,33 @@ class Summary:
 
 
 def find_task(folder: str) -> DataCompTask | None:
-    """Return the task of a folder called `wds_{task}_test`, or None where it is none of DataComp's."""
-    if not folder.startswith("wds_") or not folder.endswith("_test"):
+    """Return the task of a folder called `wds_{task}_test`, `wds_{task}` or `nlphuji___{set}`, or None where it is none of DataComp's."""
+    if folder.startswith(_HUB_PREFIX):
+        name = folder.removeprefix(_HUB_PREFIX)
+        return next((task for task in TASKS if task.hub and name == task.hub), None)
+    if not folder.startswith(_PREFIX):
         return None
-    middle = folder.removeprefix("wds_").removesuffix("_test")
+    middle = folder.removeprefix(_PREFIX).removesuffix(_SUFFIX)
     return next((task for task in TASKS if middle in task.folders), None)
 
 
+def _rank(folder: str) -> int:
+    """Return how near a folder's name is to what DataComp itself reads, of several folders of one task; the lowest counts."""
+    return (folder.startswith(_HUB_PREFIX), folder.endswith(_SUFFIX), True).index(True)
+
+
 def summarise(results: Mapping[str, Mapping[str, float]]) -> Summary | None:
-    """Return the scores of the evaluated DataComp tasks (`results` by folder name) and the means, or None where there are none."""
-    scores = {
-        task.name: metrics[task.metric]
-        for folder, metrics in results.items()
-        if (task := find_task(folder.rstrip("/").rpartition("/")[2])) is not None and task.metric in metrics
-    }
+    """Return the scores of the evaluated DataComp tasks (`results` by folder name) and the means, or None where there are none.
+
+    Where several folders are one task, that which DataComp reads counts: the Hub's set, then `wds_{task}_test`, then `wds_{task}`.
+    """
+    found: dict[str, float] = {}
+    named = [(folder.rstrip("/").rpartition("/")[2], metrics) for folder, metrics in results.items()]
+    for folder, metrics in sorted(named, key=lambda entry: _rank(entry[0])):
+        task = find_task(folder)
+        if task is not None and task.metric in metrics:
+            found.setdefault(task.name, metrics[task.metric])
+    scores = {task.name: found[task.name] for task in SCORED if task.name in found}
     if not scores:
         return None
     members = {
@@ -140,10 +158,10 @@ def summarise(results: Mapping[str, Mapping[str, float]]) -> Summary | None:
     }
     groups = {}
     for name, tasks in members.items():
-        found = [scores[task] for task in tasks if task in scores]
-        if found:
+        own = [scores[task] for task in tasks if task in scores]
+        if own:
             groups[name] = GroupScore(
-                mean=sum(found) / len(found),
+                mean=sum(own) / len(own),
                 num_tasks=len(tasks),
                 missing=tuple(task for task in tasks if task not in scores),
             )

@@ -1,4 +1,4 @@
-"""Reads image files that lie in folders, for evaluation sets that come as a list of file names."""
+"""Reads image files that lie in folders, and images inside other files, for evaluation sets that come as a list of such places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import InputError
+from schemas.errors import InputError, StaleDatasetError
 from train.loader import CenterCropJob
 from train.reader import ImageReader, TarFile
 
 
 class FileReader(ImageReader):
-    """Takes every entry for one image file, and reads it whole."""
+    """Takes every entry for an image file, which it reads whole, or for a file in which images lie somewhere."""
 
     def __init__(self, files: Sequence[TarFile]) -> None:
         super().__init__(files)
@@ -22,22 +22,24 @@ class FileReader(ImageReader):
     def read(
         self, shards: npt.NDArray[np.integer], offsets: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer]
     ) -> list[bytes]:
-        """Return the files in the order asked for; offsets and sizes play no part."""
-        del offsets, sizes
+        """Return the images in the order asked for: `size` bytes from `offset`, or the whole file where the size is 0."""
         images = []
-        for number in shards.tolist():
+        for number, offset, size in zip(shards.tolist(), offsets.tolist(), sizes.tolist(), strict=True):
             location = self._files[number].location
             try:
                 with fsspec.open(location, "rb") as file:
-                    images.append(bytes(file.read()))
+                    file.seek(offset)
+                    image = bytes(file.read(size or -1))
             except FileNotFoundError as error:
                 raise InputError(f"image {location} is missing; put it there, or take its line out") from error
+            if size and len(image) != size:
+                raise StaleDatasetError(f"{location} ends within the image of {size} bytes at {offset}; get it again")
+            images.append(image)
         return images
 
     def describe(self, shard: int, offset: int) -> str:
-        """Name a file for an error message."""
-        del offset
-        return self._files[shard].location
+        """Name a file, and the place in it, for an error message."""
+        return f"{self._files[shard].location} at byte {offset}" if offset else self._files[shard].location
 
 
 @dataclass

@@ -11,6 +11,14 @@ import pytest
 from schemas.errors import InputError
 from tests.train.evaluate.encoder import ColourEncoder
 from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
+from tests.train.evaluate.test_hub_cache import (
+    RETRIEVAL_SCHEMA,
+    retrieval_rows,
+    unpack,
+    write_cached_set,
+    write_flickr,
+    write_games,
+)
 from train.datacomp import SCORED, TASKS, find_task, summarise
 from train.evaluate.suite import evaluate_model, expand
 
@@ -111,6 +119,62 @@ def test_complete_groups_miss_nothing() -> None:
     assert all(not group.missing for group in summary.groups.values())
     assert summary.groups["Average"].mean == pytest.approx(sum(range(38)) / 38 / 38)
     assert list(summary.groups) == ["ImageNet dist. shifts", "VTAB", "Retrieval", "Average"]
+
+
+def test_a_folder_with_all_38_gives_datacomps_average(tmp_path: Path) -> None:
+    """The layout is what `download_evalsets.py` leaves: 35 folders of tars and two without a main metric, and three sets in `hf_cache`."""
+    expected = {}
+    for number, task in enumerate(TASKS):
+        if task.hub:
+            continue
+        is_right = number % 2 == 0
+        metadata = _npy(*([0] * len(task.metadata))) if task.metadata else b""
+        folder = next((name for name in task.folders if name.startswith("vtab-")), task.folders[0])
+        _classes(tmp_path, folder, [("red", 0 if is_right else 2, metadata)])
+        if task.metric:
+            # Of three classes the right one is always among five.
+            expected[task.name] = float(is_right or task.metric.endswith("acc5"))
+    cache = tmp_path / "hf_cache"
+    write_flickr(cache)
+    images = unpack(cache, "images_mscoco_2014_5k_test", COLOURS)
+    coco = [row for row in retrieval_rows(images) if row["filename"] != "green"]
+    write_cached_set(cache, "mscoco_2014_5k_test_image_text_retrieval", RETRIEVAL_SCHEMA, coco)
+    write_games(cache)
+    expected |= {"Flickr": (2 / 3 + 3 / 4) / 2, "MSCOCO": 1.0, "WinoGAViL": 1 / 3}
+    summary = summarise(evaluate_model(ColourEncoder(), [str(tmp_path)], num_workers=0))
+    assert summary is not None
+    assert summary.scores == pytest.approx(expected)
+    assert list(summary.scores) == [task.name for task in SCORED]
+    average = summary.groups["Average"]
+    assert (average.num_tasks, list(average.missing)) == (38, [])
+    assert average.mean == pytest.approx(sum(expected.values()) / 38)
+    assert 0.4 < average.mean < 0.7
+    assert summary.groups["Retrieval"].mean == pytest.approx(sum(list(expected.values())[-3:]) / 3)
+
+
+def test_names_without_test_are_known_and_give_way() -> None:
+    for name, task in [
+        ("wds_flickr30k", "Flickr"),  # CLIP_benchmark's, on the Hub
+        ("wds_mscoco_captions", "MSCOCO"),
+        ("wds_vtab-pets", "Oxford-IIIT Pet"),
+        ("nlphuji___winogavil", "WinoGAViL"),
+        ("nlphuji___flickr_1k_test_image_text_retrieval", "Flickr"),
+    ]:
+        found = find_task(name)
+        assert found is not None
+        assert found.name == task
+    assert find_task("nlphuji___") is None
+    assert find_task("nlphuji___cars") is None
+    assert find_task("wds_mscoco_captions2017") is None
+    bare, ours, hub = ({"mean_recall@1": share} for share in (0.1, 0.2, 0.3))
+    both = {"a/wds_flickr30k": bare, "wds_flickr30k_test": ours}
+    for results in (both, dict(reversed(both.items()))):
+        summary = summarise(results)
+        assert summary is not None
+        assert summary.scores == {"Flickr": 0.2}
+    summary = summarise({**both, "b/hf_cache/nlphuji___flickr_1k_test_image_text_retrieval": hub})
+    assert summary is not None
+    assert summary.scores == {"Flickr": 0.3}
 
 
 def test_a_set_without_its_metadata_is_named_before_anything_is_measured(root: Path) -> None:

@@ -11,8 +11,6 @@ from train.picture_files import FileCropJob, FileReader
 from train.reader import TarFile
 from train.workers import NUM_FACTS
 
-NONE = np.zeros(0, dtype=np.int64)
-
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[TarFile]:
@@ -24,12 +22,20 @@ def files(tmp_path: Path) -> list[TarFile]:
 
 def test_files_come_whole_in_the_order_asked_for(files: list[TarFile]) -> None:
     reader = FileReader(files)
-    found = reader.read(np.array([2, 0, 2]), NONE, NONE)
+    whole = np.zeros(3, dtype=np.int64)
+    found = reader.read(np.array([2, 0, 2]), whole, whole)
     assert found == [Path(files[number].location).read_bytes() for number in (2, 0, 2)]
     assert reader.describe(1, 0) == files[1].location
+    assert reader.read(np.array([1, 0]), np.array([7, 0]), np.array([5, 3])) == [
+        Path(files[1].location).read_bytes()[7:12],
+        Path(files[0].location).read_bytes()[:3],
+    ]
+    with pytest.raises(StaleDatasetError, match=r"1\.png ends within the image of 9000000 bytes at 7"):
+        reader.read(np.array([1]), np.array([7]), np.array([9_000_000]))
+    assert reader.describe(1, 7) == f"{files[1].location} at byte 7"
     Path(files[1].location).unlink()
     with pytest.raises(InputError, match=r"image .*1\.png is missing; put it there, or take its line out"):
-        reader.read(np.array([1]), NONE, NONE)
+        reader.read(np.array([1]), whole[:1], whole[:1])
 
 
 def test_a_job_crops_them_and_travels_to_a_worker(files: list[TarFile], tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from train.evaluate.attack import explain_missing, find_target
 from train.evaluate.dataset import read_dataset
 from train.evaluate.features import Encoder
 from train.evaluate.folder import is_folder, read_folder
+from train.evaluate.hub_cache import is_cached_set, read_cached_set
 from train.evaluate.measure import Measure
 from train.evaluate.pairs import list_pair_files, read_pairs
 from train.evaluate.task import EvaluationData, ZeroShotTask
 from train.evaluation import EvaluationOptions, Perturb
 
 logger = logging.getLogger(__name__)
+
+HUB_CACHE = "hf_cache"  # where DataComp's download script lets `datasets` put three of its tasks
 
 
 def evaluate(
@@ -38,8 +41,8 @@ def evaluate(
     """Return the metrics of each entry of `data`, by its name.
 
     `checkpoint` is a run (its newest checkpoint is taken), a checkpoint, any folder that `transformers` loads as a CLIP-like model, or a hub
-    id with its pinned `revision`. An entry of `data` is a Winnow dataset, a folder in CLIP_benchmark's layout, a folder of such folders, or
-    captions with wrong captions beside them (see `pairs`). `perturb` makes the wrong captions that the option `compositional` asks for.
+    id with its pinned `revision`. An entry of `data` is a Winnow dataset, a folder in CLIP_benchmark's layout, a set in a cache of Hugging Face
+    `datasets` (see `hub_cache`), a folder of such folders, or captions with wrong captions beside them (see `pairs`). `perturb` makes the wrong captions that the option `compositional` asks for.
     Shares are in 0..1; `chance_X` is what guessing scores for X.
     """
     from train.checkpoint import find_checkpoint
@@ -86,13 +89,13 @@ def evaluate_model(
 
 
 def expand(path: str) -> list[str]:
-    """Return the evaluation sets that `path` stands for: itself, or those directly in it where it is a folder of them."""
+    """Return the evaluation sets that `path` stands for: itself, or those directly in it, and in its `hf_cache`, where it is a folder of them."""
     filesystem, bare = fsspec.core.url_to_fs(path.rstrip("/"))
-    if not filesystem.isdir(bare) or filesystem.exists(f"{bare}/{INDEX_FILE}") or is_folder(path):
+    if not filesystem.isdir(bare) or filesystem.exists(f"{bare}/{INDEX_FILE}") or _is_set(path):
         return [path]
-    names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(bare, detail=False))
-    found = [f"{path.rstrip('/')}/{name}" for name in names]
-    sets = [entry for entry in found if is_folder(entry)]
+    found = _list_folder(path)
+    cache = f"{path.rstrip('/')}/{HUB_CACHE}"
+    sets = [entry for entry in [*found, *(_list_folder(cache) if cache in found else [])] if _is_set(entry)]
     unscored = [entry.rsplit("/", 1)[-1] for entry in sets if _is_unscored(entry)]
     if unscored:
         logger.warning(
@@ -102,16 +105,30 @@ def expand(path: str) -> list[str]:
 
 
 def open_data(path: str, options: EvaluationOptions | None = None) -> EvaluationData:
-    """Open one entry of `--data`: a Winnow dataset, a folder in CLIP_benchmark's layout, or captions with wrong captions."""
+    """Open one entry of `--data`: a Winnow dataset, a folder in CLIP_benchmark's layout, a set in a cache of Hugging Face `datasets`, or captions
+    with wrong captions.
+    """
     wanted = options or EvaluationOptions()
     filesystem, bare = fsspec.core.url_to_fs(path)
     if path.endswith(f"/{INDEX_FILE}") or filesystem.exists(f"{bare}/{INDEX_FILE}"):
         return read_dataset(path, wanted)
     if not filesystem.exists(bare):
         raise InputError(f"{path} does not exist; give a dataset or a folder in CLIP_benchmark's layout")
+    if is_cached_set(path):
+        return read_cached_set(path)
     if not is_folder(path) and list_pair_files(path):
         return read_pairs(path)
     return read_folder(path, with_training=wanted.needs_training_images)
+
+
+def _list_folder(path: str) -> list[str]:
+    filesystem, bare = fsspec.core.url_to_fs(path.rstrip("/"))
+    names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(bare, detail=False))
+    return [f"{path.rstrip('/')}/{name}" for name in names]
+
+
+def _is_set(path: str) -> bool:
+    return is_folder(path) or is_cached_set(path)
 
 
 def _is_unscored(entry: str) -> bool:

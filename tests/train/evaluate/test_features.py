@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from schemas.progress import SilentProgress
-from tests.train.dataset_builder import Sample, make_uid, write_dataset
+from tests.train.dataset_builder import Sample, encode_picture, make_uid, write_dataset
 from tests.train.evaluate.encoder import ColourEncoder
-from tests.train.evaluate.test_folder import flat
+from tests.train.evaluate.test_folder import flat, write_folder
 from tests.train.test_model import SHAPES
 from train.evaluate.dataset import read_dataset
 from train.evaluate.features import encode_images, encode_texts, project_images
+from train.evaluate.folder import read_folder
+from train.evaluate.task import RetrievalTask
 from train.model import build_model
 from train.tokenizer import train_tokenizer
 
@@ -55,6 +57,22 @@ def test_features_before_the_projection_are_the_towers_own(tmp_path: Path, shape
     # The hook is gone, and the pictures are what the model saw.
     assert not model.network.visual_projection._forward_pre_hooks
     torch.testing.assert_close(model.encode_image(torch.cat(seen)), after, rtol=1e-4, atol=1e-5)
+
+
+def test_transparency_is_white_in_datasets_and_dropped_in_benchmarks(tmp_path: Path) -> None:
+    clear = encode_picture(np.dstack([np.full((20, 30, 3), (250, 10, 10)), np.zeros((20, 30))]).astype(np.uint8), "png")
+    samples = [Sample(uid=make_uid(0), image=clear, captions={"alt_text": "x"}, suffix="png")]
+    members = [("0.png", clear), ("0.txt", b"x")]
+    write_dataset(tmp_path / "set", samples)
+    write_folder(tmp_path / "folder", [members], dataset_type="retrieval")
+    seen = []
+    for task in (read_dataset(str(tmp_path / "set")).tasks[0], read_folder(str(tmp_path / "folder")).tasks[0]):
+        assert isinstance(task, RetrievalTask)
+        encode_images(
+            ColourEncoder(), task.images, batch_size=1, num_workers=0, progress=SilentProgress(),
+            change=lambda pictures: seen.append(pictures[0, :, 8, 8].tolist()) or pictures,  # type: ignore[func-returns-value]
+        )  # fmt: skip
+    assert seen == [[255, 255, 255], [250, 10, 10]]
 
 
 def test_a_change_is_done_to_every_picture(tmp_path: Path) -> None:
