@@ -105,12 +105,16 @@ class ImageTextModel(nn.Module):
         value = getattr(self.network.config, "logit_bias", None) if own is None else own
         return None if value is None else float(value)
 
-    def keep_logit_bias(self, value: torch.Tensor) -> None:
-        """Make a bias that a loss learned the model's: SigLIP has a parameter for it, elsewhere it goes into `config.json`."""
-        if hasattr(self.network, "logit_bias"):
-            self.network.logit_bias.data.fill_(value.item())
-        else:
-            self.network.config.logit_bias = value.item()
+    def state_with(self, logit_bias: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Make the bias that a loss learned, where one did, the model's own, and return the network's tensors.
+
+        SigLIP has a parameter for it; elsewhere it goes into `config.json` at the next `save`.
+        """
+        if logit_bias is not None and hasattr(self.network, "logit_bias"):
+            self.network.logit_bias.data.fill_(logit_bias.item())
+        elif logit_bias is not None:
+            self.network.config.logit_bias = logit_bias.item()
+        return dict(self.network.state_dict())
 
     @property
     def embed_dim(self) -> int:

@@ -151,8 +151,6 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     autocast = _autocast(config, world)
 
     def save() -> None:
-        if objective.logit_bias is not None:
-            model.keep_logit_bias(objective.logit_bias)
         state = TrainState(
             step=step,
             samples_seen=step * config.batch_size,
@@ -161,7 +159,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
             config=config.to_dict(),
         )
         tensors = training_tensors(optimizer, trained) | (sample_losses.tensors() if sample_losses is not None else {})
-        whole, weights = whole_tensors(tensors), whole_tensors(model.network.state_dict())
+        whole, weights = whole_tensors(tensors), whole_tensors(model.state_with(objective.logit_bias))
         if world.is_main:
             checkpoints.save_checkpoint(run, state, model, whole, tokenizer_folder, weights)
 
