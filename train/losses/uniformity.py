@@ -12,7 +12,8 @@ class Uniformity(Loss):
 
     `alignment` weighs the mean over the pairs of the distance to the power `power`. `uniformity` weighs the logarithm of the mean, over
     pairs of different samples, of exp(-`sharpness` times the squared distance): the mean of that of pictures and that of texts. `cross`
-    weighs the same of pictures with other samples' texts. Below 0: 0 is all in one point. `winnow evaluate --embedding` measures both.
+    weighs the same of pictures with other samples' texts. The logarithms are 0 or less, 0 where all is one point. `winnow evaluate
+    --embedding` measures both.
     """
 
     def __init__(
