@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, SiglipConfig, SiglipModel
 
+from tests.train.losses.scenes import COLUMNS_FILE, write_rich_scenes
 from tests.train.test_run_schedule import Break
 from tests.train.training import TINY, read_bytes, run_training, write_scenes
 from train.checkpoint import load_optimizer_state
@@ -167,3 +169,17 @@ def test_losses_that_stack_terms_take_the_scale_of_a_siglip(dataset: Path, sigli
     losses = {"declip": {"bank_size": 16, "hidden": 16, "masked": 0.0}}
     report = run(dataset, tmp_path / "run", init=str(siglip), losses=losses, samples_seen=32)
     assert all(math.isfinite(record["loss"]) for record in read_metrics(report.run / "metrics.jsonl"))
+
+
+def test_copies_in_a_batch_are_known_by_their_label(tmp_path: Path) -> None:
+    rich = write_rich_scenes(tmp_path)
+    curves = {}
+    for same_label in ("", "match", "masked"):
+        losses = {"siglip": {"label": "label", "same_label": same_label} if same_label else {}}
+        columns = (str(tmp_path / COLUMNS_FILE),)
+        # 24 steps; 12 labels in batches of 16.
+        report = run(rich, tmp_path / f"run_{same_label}", losses=losses, columns=columns, samples_seen=16 * 24)
+        curves[same_label] = [record["loss"] for record in read_metrics(report.run / "metrics.jsonl")]
+        assert np.mean(curves[same_label][-3:]) < np.mean(curves[same_label][:3])
+    assert curves[""][0] == pytest.approx(curves["masked"][0], rel=0.01)  # the bias makes negatives cheap at first
+    assert curves["match"][0] > 1.2 * curves["masked"][0]
