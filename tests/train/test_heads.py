@@ -83,7 +83,7 @@ def test_no_tokens_have_no_loss_but_gradients() -> None:
         assert value.abs().sum() == 0
 
 
-def test_no_more_than_a_chunk_of_outputs_is_kept() -> None:
+def test_outputs_are_not_kept() -> None:
     kept: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -92,8 +92,8 @@ def test_no_more_than_a_chunk_of_outputs_is_kept() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         token_losses(5)
-        assert max(kept) < 23 * 40
-        assert max(kept) <= 40 * 6  # the layer's weight
+        assert kept
+        assert not {5 * 40, 3 * 40, 23 * 40} & set(kept)
         kept.clear()
         token_losses(23)
-    assert max(kept) == 23 * 40
+    assert 23 * 40 in kept  # of one chunk there is no need to compute them again
