@@ -36,6 +36,7 @@ SMALLER = {
     "clipcov": ["parameters.fraction=0.5"],
     "semdedup": ["parameters.num_clusters=2"],
     "cit": ["train.sampling.curation.every=2", "train.towers.context_length=8"],
+    "longclip": ["train.towers.context_length=12", "train.losses.longclip.components=3"],
 }
 
 
