@@ -72,11 +72,18 @@ class Source:
             if self.name in footer.schema.to_arrow_schema().names
             for number in range(footer.num_row_groups)
         )
-        for rows, values in read_ahead(self._read, groups, num_threads=_READ_AHEAD):
+        seen = np.zeros(len(self.order.rows), dtype=bool)
+        for path, rows, values in read_ahead(self._read, groups, num_threads=_READ_AHEAD):
+            ordered = np.sort(rows)
+            again = np.concatenate([ordered[1:][np.diff(ordered) == 0], rows[seen[rows]]])
+            if len(again):
+                uid = self.order.uids[again[0]].tobytes().hex()
+                raise InputError(f"{path} has the uid {uid} once more; keep one {self.name} per uid")
+            seen[rows] = True
             yield rows, values
             self.progress.advance(len(rows))
 
-    def _read(self, group: tuple[str, pq.FileMetaData, int]) -> tuple[Indices, pa.Array]:
+    def _read(self, group: tuple[str, pq.FileMetaData, int]) -> tuple[str, Indices, pa.Array]:
         path, footer, number = group
         with fsspec.open(path, "rb") as file:
             table = pq.ParquetFile(file, metadata=footer).read_row_group(number, columns=["uid", self.name])
@@ -85,24 +92,26 @@ class Source:
         rows = self.order.find(parse_uids(table.column("uid"), path))
         inside = rows >= 0
         values = table.column(self.name).filter(pa.array(inside)).combine_chunks()
-        return rows[inside], values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        return path, rows[inside], values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
 _Filler = Callable[[Column, Source, Path], _Facts]
 
 
 def open_column(
-    table: SampleTable, request: Column, paths: Sequence[str], progress: Progress | None = None
+    table: SampleTable, request: Column, paths: Sequence[str], name: str = "", progress: Progress | None = None
 ) -> StoredColumn:
-    """Return a column of the dataset whose table this is, read from the files that have it; they may hold other samples besides.
+    """Return a column of the dataset whose table this is, read from files that have it under `name` (by default the request's).
 
-    Raises where numbers or vectors are missing, and where the values are not what the request says.
+    They may hold other samples besides. Raises where a sample comes twice, where numbers or vectors are missing, and where values are not
+    what the request says.
     """
-    identity = name_folder(_FORMAT, asdict(request), _identify(paths))
+    name = name or request.name
+    identity = name_folder(_FORMAT, asdict(request), name, _identify(paths))
     folder = Path(table.folder) / "columns" / identity
     bar = progress or SilentProgress()
     try:
-        make_once(folder, partial(_make, table, request, paths, bar), mark=_COLUMN_FILE)
+        make_once(folder, partial(_make, table, request, name, paths, bar), mark=_COLUMN_FILE)
     finally:
         bar.close()
     return _load(folder)
@@ -118,8 +127,6 @@ def open_weights(table: SampleTable, path: str) -> npt.NDArray[np.float64]:
             raise InputError(f"{path} has weights of type {values.type}; they must be numbers")
         if values.null_count:
             raise InputError(f"{path} has {values.null_count} rows without a weight; give 0 to leave a sample out")
-        if seen[rows].any() or len(np.unique(rows)) < len(rows):
-            raise InputError(f"{path} names some uid more than once; keep one weight per uid")
         seen[rows] = True
         weights[rows] = values.cast(pa.float64()).to_numpy()
     if not seen.all():
@@ -131,10 +138,10 @@ def open_weights(table: SampleTable, path: str) -> npt.NDArray[np.float64]:
     return weights
 
 
-def has_column(paths: Sequence[str], name: str) -> bool:
-    """Tell whether the files have a column; the files of a folder are alike, but several folders may be given."""
-    folders = {path.rpartition("/")[0]: path for path in paths}
-    return any(name in _read_footer(path)[1].schema.to_arrow_schema().names for path in folders.values())
+def column_names(path: str) -> list[str]:
+    """Return the names of a file's columns."""
+    names: list[str] = _read_footer(path)[1].schema.to_arrow_schema().names
+    return names
 
 
 def _read_footer(path: str) -> tuple[str, pq.FileMetaData]:
@@ -156,14 +163,16 @@ def _describe(path: str) -> str:
     return str(sorted((key, str(value)) for key, value in filesystem.info(bare).items()))
 
 
-def _make(table: SampleTable, request: Column, paths: Sequence[str], progress: Progress, folder: Path) -> None:
+def _make(
+    table: SampleTable, request: Column, name: str, paths: Sequence[str], progress: Progress, folder: Path
+) -> None:
     progress.start(f"column {request.name}", len(table.uid), "samples")
-    source = Source(paths, request.name, UidOrder.of(table.uid), progress)
+    source = Source(paths, name, UidOrder.of(table.uid), progress)
     facts = asdict(_FILLERS[request.kind](request, source, folder))
     digest = hashlib.sha256(json.dumps([request.kind, facts["label_names"]]).encode())
-    for name in (_VALUES_FILE, _ENDS_FILE, _LIST_VALUES_FILE):
-        if (folder / name).exists():
-            with (folder / name).open("rb") as file:
+    for part in (_VALUES_FILE, _ENDS_FILE, _LIST_VALUES_FILE):
+        if (folder / part).exists():
+            with (folder / part).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     (folder / _COLUMN_FILE).write_text(json.dumps({**facts, "digest": digest.hexdigest()}))
 
@@ -200,7 +209,7 @@ def _fill_numbers(request: Column, source: Source, folder: Path) -> _Facts:
     for rows, values in source.stream():
         _require(_is_number(values.type), request, values, "numbers")
         array[rows] = values.cast(pa.float32()).fill_null(np.nan).to_numpy()
-        filled[rows] = ~np.isnan(array[rows])
+        filled[rows] = np.isfinite(array[rows])
     _require_all(filled, request, source)
     return _Facts()
 

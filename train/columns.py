@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from schemas.errors import InputError
 from schemas.progress import Progress
-from train.column_files import has_column, open_column
+from train.column_files import column_names, open_column
 from train.index import Dataset
 from train.ragged import Ragged
 from train.request import Column
@@ -59,10 +59,10 @@ def open_columns(
     """
     if not requests:
         return SampleColumns()
-    opened = {
-        request.key: open_column(dataset.table, request, _find(dataset, request.name, files), progress)
-        for request in requests
-    }
+    opened = {}
+    for request in requests:
+        paths, name = _find(dataset, request.name, files)
+        opened[request.key] = open_column(dataset.table, request, paths, name, progress)
     digest = hashlib.sha256(" ".join(f"{key} {column.digest}" for key, column in opened.items()).encode())
     is_label = {request.key for request in requests if request.kind in {"label", "labels"}}
     return SampleColumns(
@@ -73,15 +73,23 @@ def open_columns(
     )
 
 
-def _find(dataset: Dataset, name: str, files: Sequence[str]) -> list[str]:
-    """Return the files that a column is in: the given ones, or else the dataset's sidecars."""
-    given = [path for folder in files for path in _list_files(folder)]
+def _find(dataset: Dataset, name: str, files: Sequence[str]) -> tuple[list[str], str]:
+    """Return the files that a column is in, and its name there: those given, or else the dataset's sidecars.
+
+    An operator's column that a build carried is called LABEL.COLUMN in the sidecars; COLUMN alone finds it where only one ends so.
+    """
+    # The files of a folder are alike: one tells what all of them have.
+    given = [paths for paths in map(_list_files, files) if name in column_names(paths[0])]
+    if given:
+        return [path for paths in given for path in paths], name
     sidecars = [dataset.locate(entry.parquet) for entry in dataset.index.shards]
-    for paths in (given, sidecars):
-        if has_column(paths, name):
-            return paths
+    carried = column_names(sidecars[0])
+    found = [name] if name in carried else [column for column in carried if column.endswith(f".{name}")]
+    if len(found) == 1:
+        return sidecars, found[0]
+    hint = f"; the dataset has {', '.join(found)}: name one of them" if found else ""
     raise InputError(
-        f"the run reads the column {name!r}, which neither {', '.join(files) or 'train.columns (empty)'} nor the dataset has; "
+        f"the run reads the column {name!r}, which neither {', '.join(files) or 'train.columns (empty)'} nor the dataset has{hint}; "
         "name a Parquet file (uid, this column) or the folder of an operator's annotations in train.columns"
     )
 

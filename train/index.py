@@ -20,7 +20,7 @@ from schemas.errors import InputError, StaleDatasetError
 from schemas.progress import Progress, SilentProgress
 from train.cache import SampleTable, open_table
 from train.captions import Mixture
-from train.column_files import open_weights
+from train.column_files import column_names, open_weights
 from train.reader import TarFile
 from train.sampler import Weights, check_weights
 
@@ -105,8 +105,7 @@ class Dataset:
 
         The file must hold every uid of the dataset, and may hold more (a whole pool's). Weight 0 leaves a sample out.
         """
-        with fsspec.open(path, "rb") as file:
-            names = pq.ParquetFile(file).schema_arrow.names
+        names = column_names(path)
         if not {"uid", "weight"} <= set(names):
             raise InputError(f"{path} needs the columns uid and weight, it has {', '.join(names)}")
         weights = open_weights(self.table, path)

@@ -10,7 +10,7 @@ from schemas.errors import InputError
 from schemas.progress import SilentProgress
 from tests.train.dataset_builder import make_samples, make_uid, write_dataset
 from train import column_files
-from train.column_files import has_column, open_column, open_weights
+from train.column_files import column_names, open_column, open_weights
 from train.index import Dataset
 from train.ragged import Ragged
 from train.request import Column
@@ -97,6 +97,7 @@ def test_labels_of_every_type(dataset: Dataset, tmp_path: Path, values: pa.Array
     ("kind", "values"),
     [
         ("number", [1.0] * 5 + [float("nan")] + [1.0] * 6),
+        ("number", [1.0] * 5 + [float("-inf")] + [1.0] * 6),
         ("vector", [[1.0, 2.0]] * 5 + [[1.0, float("inf")]] + [[1.0, 2.0]] * 6),
         ("vector", [[1.0, 2.0]] * 5 + [[None, 1.0]] + [[1.0, 2.0]] * 6),
     ],
@@ -115,7 +116,14 @@ def test_files_without_uids_or_of_another_kind_are_named(dataset: Dataset, tmp_p
         open_column(dataset.table, Column(name="x"), [str(tmp_path / "bare.parquet")])
     (tmp_path / "text.parquet").write_text("x,y")
     with pytest.raises(InputError, match=r"text\.parquet is no Parquet file"):
-        has_column([str(tmp_path / "text.parquet")], "x")
+        column_names(str(tmp_path / "text.parquet"))
+
+
+@pytest.mark.parametrize("row_group_size", [1, 20])
+def test_a_sample_that_comes_twice_is_named(dataset: Dataset, tmp_path: Path, row_group_size: int) -> None:
+    path = write(tmp_path / "x.parquet", [*range(COUNT), 3], [1.0] * (COUNT + 1), row_group_size=row_group_size)
+    with pytest.raises(InputError, match=rf"x\.parquet has the uid {make_uid(3)} once more; keep one x per uid"):
+        open_column(dataset.table, Column(name="x"), [path])
 
 
 def test_making_a_column_is_shown(dataset: Dataset, tmp_path: Path) -> None:
@@ -130,7 +138,7 @@ def test_making_a_column_is_shown(dataset: Dataset, tmp_path: Path) -> None:
 
     path = write(tmp_path / "x.parquet", range(COUNT + 2), [0.0] * (COUNT + 2), row_group_size=8)
     for _ in range(2):
-        open_column(dataset.table, Column(name="x"), [path], Recorder())
+        open_column(dataset.table, Column(name="x"), [path], progress=Recorder())
         assert shown == [("column x", COUNT, "samples"), (8,), (4,)]
 
 
@@ -141,7 +149,7 @@ def test_weights_are_read_in_the_datasets_order(dataset: Dataset, tmp_path: Path
     pq.write_table(table, path, row_group_size=4)
     assert open_weights(dataset.table, str(path)).tolist() == list(range(COUNT))
     pq.write_table(pa.concat_tables([table, table.slice(14)]), path, row_group_size=4)
-    with pytest.raises(InputError, match="names some uid more than once"):
+    with pytest.raises(InputError, match=r"has the uid .* once more; keep one weight per uid"):
         open_weights(dataset.table, str(path))
     pq.write_table(table.set_column(1, "weight", pa.array(["1"] * len(numbers))), path)
     with pytest.raises(InputError, match="has weights of type string; they must be numbers"):

@@ -47,6 +47,29 @@ def test_an_operators_folder_is_read_whole(dataset: Dataset, tmp_path: Path) -> 
     assert found.arrays[b.key].tolist() == [3.0] * COUNT
 
 
+def test_files_of_one_folder_may_have_different_columns(dataset: Dataset, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.parquet", range(COUNT), **{name: [1.0] * COUNT}) for name in ("a", "b")]
+    for files in (paths, paths[::-1]):
+        found = open_columns(dataset, [Column(name="a"), Column(name="b")], files)
+        assert len(found.arrays) == 2
+
+
+def test_carried_columns_are_found_by_their_own_name(tmp_path: Path) -> None:
+    samples = make_samples(4)
+    folder = write_dataset(tmp_path / "dataset", samples)
+    for name in ("00000.parquet",):
+        table = pq.read_table(folder / name)
+        for carried in ("tags.score", "one.other", "two.other"):
+            table = table.append_column(carried, pa.array([1.5] * 4))
+        pq.write_table(table, folder / name)
+    dataset = Dataset.open(str(folder), cache=str(tmp_path / "cache"))
+    for name in ("score", "tags.score"):
+        found = open_columns(dataset, [Column(name=name)], [])
+        assert found.array(Column(name=name)).tolist() == [1.5] * 4
+    with pytest.raises(InputError, match=r"'other', which .* the dataset has one\.other, two\.other: name one of them"):
+        open_columns(dataset, [Column(name="other")], [])
+
+
 def test_columns_of_the_sidecars_need_no_file(dataset: Dataset) -> None:
     column = Column(name="image_bytes")
     found = open_columns(dataset, [column], [])

@@ -196,7 +196,10 @@ def test_weights_from_a_file_replace_those_of_the_build(folder: Path, tmp_path: 
     ("table", "message"),
     [
         ({"uid": [make_uid(0)], "weight": [1.0]}, r"has no weight for 39 of the dataset's 40 samples, \w{32} first"),
-        ({"uid": [make_uid(0)] * 2, "weight": [1.0, 2.0]}, "names some uid more than once"),
+        (
+            {"uid": [make_uid(0)] * 2, "weight": [1.0, 2.0]},
+            f"weights.parquet has the uid {make_uid(0)} once more; keep one weight per uid",
+        ),
         ({"uid": [make_uid(0)]}, "needs the columns uid and weight, it has uid"),
         ({"uid": [make_uid(n) for n in range(40)], "weight": [None] + [1.0] * 39}, "1 rows without a weight"),
         ({"uid": [make_uid(n) for n in range(40)], "weight": [-1.0] + [1.0] * 39}, "weights are finite and 0 or more"),
