@@ -10,7 +10,8 @@ from train.request import Text, View
 class CleanCLIP(Loss):
     """InfoNCE between each picture and an augmented view of it, and between each text and an augmented one, averaged.
 
-    Fine-tuning on clean pairs with it unlearns backdoors: a trigger no longer stands for a caption. Uses the model's own scale.
+    Fine-tuning on clean pairs with it unlearns backdoors: a trigger no longer stands for a caption. Uses the model's own scale. Views are
+    augmented as SimCLR's, where the authors use AutoAugment, and texts have words swapped or left out, none put in or replaced by synonyms.
     """
 
     def __init__(self) -> None:

@@ -20,6 +20,10 @@ class DeCLIP(Loss):
 
     The neighbour is the closest of the last `bank_size` texts that earlier batches showed, so never the text itself; the bank is part of
     the checkpoint. Masked words are predicted from the text tower's tokens, which in a causal tower see only what comes before.
+
+    Otherwise than the authors' code: the scale is not kept within exp(3) and exp(6); augmented texts have words swapped or left out, none
+    replaced by synonyms; only plain texts have neighbours and are remembered, where theirs are augmented ones too; and neighbours look for
+    images as well as images for neighbours. SimSiam reads the image tower's output before the projection, theirs after it.
     """
 
     bank: torch.Tensor

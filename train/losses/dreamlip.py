@@ -20,6 +20,8 @@ class DreamLIP(Loss):
     over all sub-captions of the batch, or `info_nce`, the mean of InfoNCE over an image's sub-captions. For the third, each sub-caption
     gathers the image's patches by their similarity, stretched to 0 to 1 over the patches and cut below `least`, and finds its own
     gathering among those of the batch. InfoNCE counts as one of the count + 1 texts.
+
+    Otherwise than in the authors' code, the drawn text is neither among the positives of the circle nor does it gather patches.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class FILIP(Loss):
 
     Tokens pass linear maps to `width` channels. Of each side the `num_tokens` that answer best to the own pair's other side are kept,
     which bounds both the exchange between processes and the memory; computed `chunk` samples of the batch at a time. The factor on
-    similarities is the loss's own.
+    similarities is the loss's own. A ViT's class token is not among its tokens.
     """
 
     def __init__(self, *, width: int = 256, num_tokens: int = 16, chunk: int = 64) -> None:
