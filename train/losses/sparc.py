@@ -40,8 +40,8 @@ def contrast_within(
 ) -> torch.Tensor:
     """Return for unit tokens and gatherings (n, l, d) the mean of both directions' InfoNCE among a sample's own tokens: (n,)."""
     logits = scale * tokens @ groups.transpose(1, 2)
-    # Padding is no negative; its own place stays, so that its row, which does not count, is a number too.
-    is_absent = ~is_token[:, None] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    # Padding is no negative, and its own rows, which are no numbers, are left out below.
+    is_absent = ~is_token[:, None]
     places = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     to_groups, to_tokens = (
         functional.cross_entropy(part.masked_fill(is_absent, -torch.inf).transpose(1, 2), places, reduction="none")
