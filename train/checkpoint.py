@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from schemas.errors import InputError, StaleDatasetError
+from schemas.errors import InputError, StaleDatasetError, WinnowError
 from train.model import ImageTextModel
 
 CHECKPOINTS = "checkpoints"
@@ -54,22 +56,38 @@ def save_checkpoint(
 
     `weights` are the network's where its own are not whole.
     """
-    from safetensors.torch import save_file
-
     target = run / CHECKPOINTS / f"step_{state.step:08d}"
     staging = target.with_name(f".{target.name}{_STAGING_SUFFIX}")
     _remove_staging(run)
-    staging.mkdir(parents=True)
-    model.save(staging, weights)
+    try:
+        staging.mkdir(parents=True)
+        _write_checkpoint(staging, state, model, optimizer_state, tokenizer_folder, weights)
+        publish_folder(staging, target)
+    except (OSError, SafetensorError) as error:
+        raise WinnowError(
+            f"{target} cannot be written: {error}; make room there, and the same command goes on from the checkpoint before"
+        ) from error
+    return target
+
+
+def _write_checkpoint(
+    folder: Path,
+    state: TrainState,
+    model: ImageTextModel,
+    optimizer_state: Mapping[str, torch.Tensor],
+    tokenizer_folder: Path,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> None:
+    model.save(folder, weights)
     # The files themselves, because a tokenizer that was loaded and saved again is written with other keys.
     for file in sorted(tokenizer_folder.iterdir()):
-        shutil.copyfile(file, staging / file.name)
+        shutil.copyfile(file, folder / file.name)
     tensors = {name: value.detach().cpu().contiguous() for name, value in optimizer_state.items()}
-    save_file(tensors, staging / OPTIMIZER_FILE)
+    save_file(tensors, folder / OPTIMIZER_FILE)
     content = {"format": _FORMAT, "version": _VERSION, **asdict(state)}
-    (staging / TRAINING_FILE).write_text(json.dumps(content, indent=2) + "\n")
-    publish_folder(staging, target)
-    return target
+    (folder / TRAINING_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    for path in folder.iterdir():  # safetensors writes files for their owner alone
+        path.chmod((folder / TRAINING_FILE).stat().st_mode)
 
 
 def load_state(folder: Path) -> TrainState:

@@ -32,6 +32,9 @@ FREE_KEYS = frozenset([
     "keep_every",
     "eval_data",
     "eval_every",
+    # What is in these files is part of the dataset's fingerprint.
+    "weights",
+    "columns",
 ])
 
 

@@ -58,9 +58,7 @@ class Dataset:
         all processes that name it; without one, they go to the system's temporary folder. `captions` replaces the mixture the dataset was
         built with. `further` names caption columns to read besides; one of them is drawn only where the mixture gives it a probability.
         """
-        root, location = _locate(path)
-        index = DatasetIndex.from_json(_read_index(location), path=location)
-        _check_counts(index, location)
+        root, index = read_index(path)
         sidecars = [_resolve(root, entry.parquet) for entry in index.shards]
         available = caption_columns(sidecars[0])
         # A negative caption must not become what a sample without a caption falls back to.
@@ -136,6 +134,14 @@ class Dataset:
                 bar.advance(entry.tar_bytes)
         finally:
             bar.close()
+
+
+def read_index(path: str) -> tuple[str, DatasetIndex]:
+    """Return the folder of a dataset, given by its folder or its `index.json`, and its index."""
+    root, location = _locate(path)
+    index = DatasetIndex.from_json(_read_index(location), path=location)
+    _check_counts(index, location)
+    return root, index
 
 
 def caption_columns(sidecar: str) -> list[str]:

@@ -13,7 +13,9 @@ from schemas.errors import InputError, StaleDatasetError, WinnowError
 from schemas.progress import Progress, SilentProgress
 from train.checkpoint import list_checkpoints, load_state, write_file
 from train.config import TrainConfig
+from train.index import read_index
 from train.metrics import METRICS_FILE, read_metrics
+from train.preflight import check_output, check_settings
 from train.trainer import TrainReport, train
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def launch_ray(
     from ray.train.torch import TorchTrainer
 
     run = Path(out).absolute()
+    _check(dataset, run, config, num_workers)
     run.mkdir(parents=True, exist_ok=True)
     storage = run / _STORAGE
     shutil.rmtree(storage, ignore_errors=True)
@@ -80,6 +83,13 @@ def launch_ray(
         was_finished=state.step == before,
         rank=0,
     )
+
+
+def _check(dataset: str, run: Path, config: TrainConfig, num_workers: int) -> None:
+    """Raise what needs no worker to be known, before a cluster is asked for any."""
+    check_settings(config, num_workers)
+    read_index(dataset)
+    check_output(run)
 
 
 def _connect(address: str, num_workers: int) -> None:

@@ -9,6 +9,7 @@ of its constructor, its requests (`train/request.py`) in `needs`. A recipe names
 
 import importlib
 import inspect
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -112,6 +113,8 @@ class Objective(nn.Module):
             options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
             weight = float(options.pop("weight", 1.0))  # type: ignore[arg-type]
             loss = make_loss(name, options)
+            if not 0 <= weight < math.inf:
+                raise InputError(f"the weight of loss {name!r} is 0 or more, got {weight}")
             if weight:
                 # With weight 0 not even its wishes count: what is read, what is locked, where the scale starts.
                 self.weights[name] = weight

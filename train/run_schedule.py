@@ -28,6 +28,7 @@ from train.inputs import InputMaker, Inputs, prefetch
 from train.loader import Loader
 from train.model import ImageTextModel
 from train.neighbours import share_neighbours
+from train.preflight import check_draws
 from train.sample_losses import SampleLosses
 from train.sampler import Indices, Weights, sample_indices
 from train.sampling import SamplingConfig
@@ -63,6 +64,7 @@ class RunSchedule:
         self._labels = opened.array(requests["report"]) if sampling.report_by else None
         self._label_names = opened.label_names.get(requests["report"].key, ()) if sampling.report_by else ()
         self.shape = _shape(data, config, sampling)
+        check_draws(config, self.shape, data.weights)
         neighbours = None
         if sampling.batches and sampling.batches.near:
             vectors, count = opened.array(requests["near"]), sampling.batches.candidates

@@ -71,7 +71,11 @@ def load_tokenizer(folder_or_id: str, revision: str = "") -> "PreTrainedTokenize
     from transformers import AutoTokenizer
 
     require_revision(folder_or_id, revision)
-    return AutoTokenizer.from_pretrained(folder_or_id, **({"revision": revision} if revision else {}))
+    try:
+        return AutoTokenizer.from_pretrained(folder_or_id, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise InputError(f"{folder_or_id} holds no tokenizer that transformers can load: {reason}") from error
 
 
 def require_revision(folder_or_id: str, revision: str) -> None:

@@ -45,7 +45,8 @@ from train.optim import (
     training_tensors,
 )
 from train.packing import check_native
-from train.rates import DrawRates, check_rates
+from train.preflight import check_data, check_evaluation, check_files, check_output, check_settings
+from train.rates import DrawRates
 from train.request import Column, Request, tower_requests, wanted_columns, wanted_texts, wanted_views
 from train.run_schedule import RunSchedule, follow_epochs
 from train.sample_losses import SampleLosses
@@ -89,6 +90,7 @@ def train(dataset: str, out: str, config: TrainConfig, *, progress: Progress | N
     with join_world() as world, torch.random.fork_rng(devices=[]), ExitStack() as stack:
         run = Path(out)
         if world.is_main:
+            check_output(run)
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(run))
         return _train(dataset, run, config, world, (progress if world.is_main else None) or SilentProgress())
@@ -97,11 +99,10 @@ def train(dataset: str, out: str, config: TrainConfig, *, progress: Progress | N
 def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress: Progress) -> TrainReport:
     # ---- Data ---------------------------------------------------------------------------------------------------------
     torch.set_num_threads(num_threads(world, config.num_threads))
-    objective = Objective(config.losses)
+    objective = check_settings(config, world.size)
     data = _open_dataset(dataset, config, objective, world, progress)
     columns = open_columns(data, wanted_columns(objective.needs), config.columns, progress)
     data = data.with_identity(columns.digest)
-    check_rates(config, objective.needs)
     schedule = RunSchedule(data, config, config.sampling or SamplingConfig(), run, world, progress)
     data = data.with_identity(schedule.digest)
     last = _find_last(run, data, config)
@@ -247,20 +248,12 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
 
 
 def _open_dataset(dataset: str, config: TrainConfig, objective: Objective, world: World, progress: Progress) -> Dataset:
-    share = world.size * config.grad_accumulation
-    if config.batch_size % share:
-        raise InputError(
-            f"batch_size {config.batch_size} does not divide into {world.size} processes x {config.grad_accumulation} parts; "
-            f"use a multiple of {share}"
-        )
     further = dict.fromkeys(column for text in wanted_texts(objective.needs) for column in text.columns)
     data = Dataset.open(dataset, captions=config.captions or None, further=tuple(further), progress=progress)
-    shares = dict(zip(data.mixture.columns, data.mixture.probabilities, strict=True))
-    if objective.needs_one_caption and len(drawn := [name for name, share in shares.items() if share]) > 1:
-        raise InputError(
-            f"distillation compares a text with the stored embedding of one caption, and the mixture draws from {', '.join(drawn)}; "
-            "name the embedded one in the loss's option caption, or draw it alone with train.captions"
-        )
+    check_data(data, config, objective)
+    if world.is_main:
+        check_files(data.tars)
+        check_evaluation(config)
     return data.with_weights(config.weights) if config.weights else data
 
 
@@ -272,10 +265,15 @@ def _find_last(run: Path, data: Dataset, config: TrainConfig) -> Path | None:
     state = checkpoints.load_state(found[max(found)])
     difference = first_difference(state.config, config)
     if not difference and state.dataset_fingerprint != data.fingerprint:
-        difference = (
-            f"dataset was {state.dataset!r} with fingerprint {state.dataset_fingerprint[:12]} "
-            f"and is now {data.index.name!r} with {data.fingerprint[:12]}"
+        names = {state.dataset, data.index.name}
+        what = (
+            f"dataset was {state.dataset!r} and is now {data.index.name!r}"
+            if len(names) > 1
+            else (
+                f"dataset {data.index.name!r} has other samples, captions, weights or values of train.columns than it had"
+            )
         )
+        difference = f"{what} (fingerprint {state.dataset_fingerprint[:12]}, now {data.fingerprint[:12]})"
     if difference:
         raise InputError(f"{run} holds another run: {difference}; give a new --out folder, or the former settings")
     return found[max(found)]
@@ -284,6 +282,7 @@ def _find_last(run: Path, data: Dataset, config: TrainConfig) -> Path | None:
 def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: World) -> Path:
     """Return the run's tokenizer folder, made by the first process where it is not there yet."""
     folder = run / TOKENIZER_FOLDER
+    config = _with_checkpoints(config)
     if world.is_main and not folder.exists():
         shape, towers = config.model_config(), config.towers or TowerConfig()
         if config.tokenizer or config.init or towers.text:
@@ -305,7 +304,21 @@ def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: Wor
     return folder
 
 
+def _with_checkpoints(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with the newest checkpoint in the place of each run that it starts from."""
+
+    def newest(name: str) -> str:
+        found = checkpoints.list_checkpoints(Path(name)) if name else {}
+        return str(found[max(found)]) if found else name
+
+    towers = config.towers
+    if towers is not None:
+        towers = replace(towers, image=newest(towers.image), text=newest(towers.text))
+    return replace(config, init=newest(config.init), tokenizer=newest(config.tokenizer), towers=towers)
+
+
 def _make_model(config: TrainConfig, tokenizer_folder: Path) -> ImageTextModel:
+    config = _with_checkpoints(config)
     towers = config.towers or TowerConfig()
     model = _start_model(config, towers, load_tokenizer(str(tokenizer_folder)))
     if towers.context_length:

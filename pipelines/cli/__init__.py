@@ -6,13 +6,13 @@ The only place that reads the environment, prints, and turns errors into message
 import sys
 
 try:
-    from pipelines.cli import browse, curation, export, forget, recipes, report, sweep, training
+    from pipelines.cli import browse, curation, export, forget, models, recipes, report, sweep, training
     from pipelines.cli.app import app, end_before_command, handle_interrupts
 except KeyboardInterrupt:
     sys.stderr.write("stopped before anything was done\n")
     sys.exit(130)
 
-__all__ = ["app", "browse", "curation", "export", "forget", "main", "recipes", "report", "sweep", "training"]
+__all__ = ["app", "browse", "curation", "export", "forget", "main", "models", "recipes", "report", "sweep", "training"]
 
 
 def main() -> None:

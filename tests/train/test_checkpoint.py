@@ -1,10 +1,14 @@
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from schemas.errors import InputError, StaleDatasetError
+from schemas.errors import InputError, StaleDatasetError, WinnowError
+from train import checkpoint
 from train.checkpoint import (
     TrainState,
     find_checkpoint,
@@ -72,6 +76,29 @@ def test_a_failed_save_leaves_no_checkpoint_and_the_next_one_cleans_up(
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
     save_checkpoint(tmp_path, STATE, model, moments(), tokenizer_folder)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
+
+
+def test_whoever_may_read_a_file_may_read_all(tmp_path: Path, model: ImageTextModel, tokenizer_folder: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_checkpoint(tmp_path / "run", STATE, model, moments(), tokenizer_folder)
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {
+        path.name: 0o640 for path in folder.iterdir()
+    }
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, model: ImageTextModel, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(WinnowError, match=r"step_00000007 cannot be written: No space left .* make room there"):
+        save_checkpoint(tmp_path / "run", STATE, model, moments(), tokenizer_folder)
+    assert list_checkpoints(tmp_path / "run") == {}
 
 
 def test_newest_complete_checkpoint_is_found(tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ def test_another_configuration_is_refused(dataset: Path, undisturbed: Path, tmp_
     ):
         train(str(dataset), str(undisturbed), TrainConfig(**{**SHORT, "lr": 1e-3}))
     other = write_scenes(tmp_path / "dataset", copies=1)
-    with pytest.raises(InputError, match="dataset was 'tiny' with fingerprint"):
+    with pytest.raises(
+        InputError, match=r"dataset 'tiny' has other samples, captions, weights or values of train\.columns than it had"
+    ):
         train(str(other), str(undisturbed), TrainConfig(**SHORT))
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "status": "--pool --json",
     "train": "DATASET --out --recipe --set --address --num-processes",
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
+    "cut": "MODEL --width --out --revision",
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
     "sweep": "--pool CONDITIONS --rule --top --top-of --recipe --selection --set --name --by --mean --plot --table --train --samples-seen --seeds --data --out --address --num-workers --json",

@@ -1,0 +1,48 @@
+"""`winnow cut`: a model trained with `matryoshka`, cut, is evaluated like any other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.cli.app import EXIT_ERROR
+from tests.train.training import TINY, write_scenes
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def call(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_trained_model_is_cut_and_evaluated(tmp_path: Path) -> None:
+    dataset = write_scenes(tmp_path / "dataset")
+    settings = {**TINY, "samples_seen": 16 * 60, "save_every": 1000, "losses": {"matryoshka": {"widths": [32, 4]}}}
+    flags = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    call("train", str(dataset), "--out", str(tmp_path / "run"), *flags)
+    printed = call("cut", str(tmp_path / "run"), "--width", "4", "--out", str(tmp_path / "narrow"))
+    assert printed.strip() == str(tmp_path / "narrow")
+    recalls = []
+    for model in ("run", "narrow"):
+        found = json.loads(call("evaluate", str(tmp_path / model), "--data", str(dataset), "--json"))
+        recalls.append(str(found))
+        assert "recall" in recalls[-1]
+    assert recalls[0] != recalls[1]
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["cut", str(tmp_path / "nowhere"), "--width", "4", "--out", str(tmp_path / "out")])
+    assert result.exit_code == EXIT_ERROR
+    assert "is neither a run with a checkpoint nor a model folder" in result.stderr
