@@ -15,8 +15,7 @@ def measure_composition(
     captions: Sequence[str],
     negatives: Sequence[Mapping[str, Sequence[str]]],
 ) -> dict[str, float]:
-    """Return for each kind of negatives the share of images whose caption scores higher than all its negatives, what guessing scores, and
-    the mean over the kinds.
+    """Return for each kind of negatives the share of images whose caption scores higher than all its negatives, and what guessing scores.
 
     `image_features` are unit vectors, one per image; `encode_text` returns one per text. Each text is encoded once.
     """
@@ -39,8 +38,15 @@ def measure_composition(
         metrics[f"composition_{kind}"] = sum(hits[kind]) / len(hits[kind])
         metrics[f"chance_composition_{kind}"] = sum(chances[kind]) / len(chances[kind])
         metrics[f"num_composition_{kind}"] = float(len(hits[kind]))
-    if hits:
-        for prefix in ("", "chance_"):
-            values = [metrics[f"{prefix}composition_{kind}"] for kind in hits]
-            metrics[f"{prefix}composition_mean"] = sum(values) / len(values)
     return metrics
+
+
+def composition_means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the means over the kinds of negatives, of all tasks of a dataset; nothing where there are none."""
+    kinds = [name.removeprefix("num_") for name in metrics if name.startswith("num_composition_")]
+    if not kinds:
+        return {}
+    return {
+        f"{prefix}composition_mean": sum(metrics[f"{prefix}{kind}"] for kind in kinds) / len(kinds)
+        for prefix in ("", "chance_")
+    }

@@ -12,6 +12,7 @@ from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
 from train.datacomp import find_task
 from train.evaluate.attack import explain_missing, find_target
+from train.evaluate.composition import composition_means
 from train.evaluate.dataset import read_dataset
 from train.evaluate.features import Encoder
 from train.evaluate.folder import is_folder, read_folder
@@ -82,7 +83,14 @@ def evaluate_model(
         metrics: dict[str, float] = {}
         for task in content.tasks:
             measure = Measure(model, wanted, batch_size, num_workers, perturb, partial(_start, bar, content.name))
-            metrics |= measure(task)
+            found = measure(task)
+            again = [name for name in found if name in metrics and name.startswith("composition_")]
+            if again:
+                raise InputError(
+                    f"{entry}: {again[0]} would be of two tasks; give the column of negatives another name"
+                )
+            metrics |= found
+        metrics |= composition_means(metrics)
         # Two entries may bear one name; then the second goes by its path.
         results[entry if content.name in results else content.name] = metrics
     return results

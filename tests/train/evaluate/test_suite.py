@@ -13,6 +13,7 @@ from tests.train.evaluate.test_folder import COLOURS, flat, write_folder
 from train.config import ModelConfig
 from train.decoder import Decoder
 from train.evaluate import evaluate, evaluate_model
+from train.evaluation import EvaluationOptions
 from train.model import build_model, load_model
 from train.tokenizer import train_tokenizer
 
@@ -50,6 +51,32 @@ def test_a_checkpoint_scores_what_its_features_say(checkpoint: Path, tmp_path: P
         assert metrics[f"image_to_text_recall@{limit}"] == pytest.approx(expected, abs=0.034)  # one near-tie apart
         assert metrics[f"chance_image_to_text_recall@{limit}"] == pytest.approx(limit / 30)
     assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_wrong_captions_of_two_origins_share_a_mean(checkpoint: Path, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "set", make_samples(12), captions={"alt_text": 1.0, "rewrite[*]": 0.0})
+
+    def measure(column: str) -> dict[str, float]:
+        options = EvaluationOptions(compositional=True, negatives=(column,))
+        found = evaluate(
+            str(checkpoint),
+            [str(folder)],
+            options,
+            device="cpu",
+            num_workers=0,
+            perturb=lambda text: (
+                {"order": [text[::-1]], "rewrite": [text[1:]]} if column == "rewrite" else {"order": [text[::-1]]}
+            ),
+        )
+        return found["tiny"]
+
+    metrics = measure("recaption")
+    kinds = [metrics[f"composition_{kind}"] for kind in ("order", "recaption")]
+    assert metrics["composition_mean"] == pytest.approx(sum(kinds) / 2)
+    with pytest.raises(
+        InputError, match="composition_rewrite would be of two tasks; give the column of negatives another name"
+    ):
+        measure("rewrite")
 
 
 def test_results_do_not_depend_on_workers(checkpoint: Path, tmp_path: Path) -> None:
