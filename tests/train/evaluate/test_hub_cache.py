@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -162,6 +163,21 @@ def test_winogavil_is_measured_as_datacomp_measures_it(tmp_path: Path) -> None:
     assert len(task.images) == 3
     assert [list(own.candidates) for own in task.instances] == [[0, 1, 2], [0, 1, 2]]
     assert [own.associations for own in task.instances] == [frozenset([0]), frozenset([1])]
+
+
+def test_a_cache_in_object_storage_is_read(tmp_path: Path) -> None:
+    write_flickr(tmp_path / "hf_cache")
+    images = {name: {"bytes": flat(colour), "path": None} for name, colour in COLOURS.items()}
+    write_cached_set(tmp_path / "hf_cache", "winogavil", GAMES_SCHEMA, [game("250 10 10", images, ["red"])])
+    storage = fsspec.filesystem("memory")
+    storage.put(str(tmp_path / "hf_cache"), "/bucket/eval/hf_cache", recursive=True)
+    shutil.rmtree(tmp_path / "hf_cache")
+    try:
+        results = evaluate_model(ColourEncoder(), ["memory://bucket/eval"], num_workers=0)
+    finally:
+        storage.rm("/bucket", recursive=True)
+    assert results[f"nlphuji___{FLICKR}"]["image_to_text_recall@1"] == pytest.approx(2 / 3)
+    assert results["nlphuji___winogavil"]["jaccard"] == 1.0
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
