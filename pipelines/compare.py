@@ -14,7 +14,7 @@ from curate.executor import Executor
 from curate.store import Store
 from pipelines.comparison import Cell, Comparison, write_comparison
 from pipelines.evaluation import Metrics, evaluate_run
-from pipelines.recipe import OWN_DATASET, EvaluateSection, Recipe, load_recipe, load_section
+from pipelines.recipe import OWN_DATASET, EvaluateSection, Recipe, has_section, load_recipe, load_section
 from pipelines.run import run, run_folder, training_steps
 from schemas.dataset import INDEX_FILE
 from schemas.errors import InputError
@@ -73,9 +73,10 @@ def compare(
     """Train and evaluate every cell that is missing below `out`, and write the comparison there; recipes run over the pool at `pool`.
 
     Writes `comparison.json`, `comparison.md`, `comparison.svg` and `results.parquet`. Raises `InputError` where arms would see other numbers of samples,
-    or be judged on other data.
+    or be judged on other data, and where an arm's settings or what it is judged on cannot be: before the first is trained.
     """
     arms = make_arms(config)
+    _check_arms(arms)
     folder = Store(out)
     bar = progress or SilentProgress()
     cells = []
@@ -143,7 +144,11 @@ def _make_arm(config: CompareConfig, source: str, chosen: Mapping[str, str]) -> 
 def _make_dataset_arm(config: CompareConfig, source: str, settings: Sequence[str], suffix: str) -> Arm:
     train = load_section("train", config.recipe, settings)
     assert isinstance(train, TrainConfig)
-    section = load_recipe(config.recipe).evaluate if config.recipe else None
+    section = None
+    if config.recipe and has_section("evaluate", config.recipe):
+        found = load_section("evaluate", config.recipe)
+        assert isinstance(found, EvaluateSection)
+        section = found
     return Arm(
         name=f"{source.rstrip('/').rsplit('/', 1)[-1]}{suffix}",
         settings=_flatten({"dataset": source, "train": train.to_dict()}),
@@ -174,6 +179,24 @@ def _check_fair(arms: Sequence[Arm]) -> None:
             raise InputError(
                 f"{arm.name} and {arms[0].name} would be evaluated differently; give both the same `evaluate`"
             )
+
+
+def _check_arms(arms: Sequence[Arm]) -> None:
+    """Raise what would otherwise end the comparison when the first arms have been trained."""
+    from train.evaluate.suite import expand, open_data
+    from train.index import read_index
+    from train.preflight import check_settings
+
+    for arm in arms:
+        try:
+            check_settings(arm.train, 1)
+        except InputError as error:
+            raise InputError(f"{arm.name}: {error}") from error
+        if arm.dataset:
+            read_index(arm.dataset)
+    for entry in arms[0].evaluate.data:
+        for path in expand(entry):
+            open_data(path, arms[0].evaluate)
 
 
 def _run_cell(

@@ -157,6 +157,11 @@ def load_section(section: str, source: str, overrides: Sequence[str] = ()) -> ob
     return getattr(_validate(tree, default_name=Path(source).stem or section), section)
 
 
+def has_section(section: str, source: str) -> bool:
+    """Tell whether a recipe, with what it extends, has a section."""
+    return _resolve(_find(source), ()).value.get(section) is not None
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that come with Winnow, by name."""
     folder = Path(str(resources.files("pipelines"))) / "recipes"

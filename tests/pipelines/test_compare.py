@@ -110,6 +110,27 @@ def _run(command: list[str]) -> "subprocess.Popen[str]":
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_arms_are_checked_before_the_first_is_trained(folder: Path, tmp_path: Path) -> None:
+    losses = ("train.losses={info_nce: 1}", "train.losses={info_nice: 1}")
+    for config, message in (
+        (_config(folder, "many", vary=losses), "many losses={info_nice: 1}: unknown loss 'info_nice'"),
+        (_config(folder, "many", data=("nope",)), "nope does not exist; give a dataset"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(config, "", str(tmp_path / "out"), executor=None)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_two_sections_is_enough_for_datasets(folder: Path, tmp_path: Path) -> None:
+    whole = yaml.safe_load((folder / "mine.yaml").read_text())
+    for sections, has_data in ((("train", "evaluate"), True), (("train",), False)):
+        path = tmp_path / f"{len(sections)}.yaml"
+        path.write_text(yaml.safe_dump({name: whole[name] for name in sections}))
+        data = () if has_data else (str(folder / "few"),)
+        (arm,) = make_arms(_config(folder, "many", recipe=str(path), data=data))
+        assert arm.evaluate.data == (data or (str(folder / "held-back"),))
+
+
 def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(folder: Path, tmp_path: Path) -> None:
     whole = _run(_command(folder, tmp_path / "whole"))
     killed = _run(_command(folder, tmp_path / "killed"))
