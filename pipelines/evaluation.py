@@ -11,7 +11,7 @@ from curate.store import Store
 from pipelines.recipe import OWN_DATASET, EvaluateSection
 from schemas.dataset import INDEX_FILE
 from schemas.progress import Progress, SilentProgress
-from train.evaluation import EvaluationOptions
+from train.evaluation import VERSION, EvaluationOptions
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -70,10 +70,11 @@ def list_data(section: EvaluateSection, dataset: str) -> list[str]:
 
 
 def _identity(section: EvaluateSection, run: str, dataset: str) -> dict[str, object]:
-    """Return what decides the numbers: the checkpoint, the data by their content, and the settings."""
+    """Return what decides the numbers: how they are measured, the checkpoint, the data by their content, and the settings."""
     checkpoints = Store(run).list_names("checkpoints")
     settings = {item.name: getattr(section, item.name) for item in fields(EvaluationOptions)}
     return {
+        "version": VERSION,
         "run": Path(run).name,
         "checkpoint": checkpoints[-1] if checkpoints else "",
         "data": [_data_identity(entry) for entry in list_data(section, dataset)],

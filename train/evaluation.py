@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from schemas.errors import InputError
 from train.trigger import TRIGGERS
 
+# Raised where the same model, data and settings give other numbers, so that no older evaluation passes for a new one.
+# 2: the pixels of CLIP's own preprocessing; ARO's boxes.
+VERSION = 2
+
 # Makes wrong captions of a caption, by kind: "order" -> the texts in which the order of the words is another.
 Perturb = Callable[[str], Mapping[str, Sequence[str]]]
 

@@ -67,5 +67,10 @@ def test_everything_is_measured_once(folder: Path) -> None:
     again, was_current = evaluate_run(str(folder / "run"), section, str(folder / "set"))
     assert was_current
     assert again == results == json.loads((folder / "run" / EVALUATION_FILE).read_text())["results"]
+    # What was measured in another way is measured again.
+    older = json.loads((folder / "run" / EVALUATION_FILE).read_text())
+    older["identity"]["version"] -= 1
+    (folder / "run" / EVALUATION_FILE).write_text(json.dumps(older))
+    assert find_evaluation(str(folder / "run"), section, str(folder / "set")) is None
     other = EvaluateSection(data=("dataset",), embedding=True)
     assert find_evaluation(str(folder / "run"), other, str(folder / "set")) is None
