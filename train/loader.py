@@ -158,9 +158,12 @@ class Loader:
         if schedule is not None:
             self.epoch_samples = schedule.shape.epoch_samples
         self.steps_per_epoch = self.epoch_samples // config.batch_size
+        if not dataset.weights.any():
+            raise InputError(f"none of the {dataset.num_samples} samples has a weight above 0; correct the weights")
         if not self.steps_per_epoch:
             raise InputError(
-                f"an epoch of {self.epoch_samples} samples does not fill one batch of {config.batch_size}; lower batch_size to that or less"
+                f"an epoch of {self.epoch_samples} samples does not fill one batch of {config.batch_size}; lower batch_size to that or less, "
+                "or let an epoch show samples several times with epoch_samples"
             )
         self._order: tuple[int, Indices] = (-1, np.zeros((0, 0), dtype=np.int64))
         draws = [TextDraw.resolve(text, dataset.table.columns) for text in config.texts]
