@@ -4,6 +4,7 @@ Made once per dataset and set of caption columns from the sidecar Parquets: `sha
 `uid.npy` (16 bytes a sample) and `captions.arrow` (one record batch per shard). `columns/` beside them is of `column_files.py`.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from train.captions import Caption
 from train.made_once import make_once, name_folder, read_ahead, removed_folders
 from train.uids import UID_BYTES, parse_uids
 
-_FORMAT = 1  # part of the folder's name: raise it when the files change
+_FORMAT = 2  # part of the folder's name: raise it when the files change
 _NUMBERS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "weight": np.float64}
 _READ_AHEAD = 8
 _UID_FILE = "uid.npy"
@@ -107,7 +108,8 @@ def open_table(
     `locations` are the sidecars' paths or URLs, one per shard. Several processes may call this at once: one makes the files, the others
     wait for it. What nobody opened for 30 days is removed when another dataset's are made.
     """
-    target = Path(cache) / name_folder(_FORMAT, index.to_json(), list(columns))
+    # A sidecar that was changed is read again, and refused then: see `_read_sidecar`.
+    target = Path(cache) / name_folder(_FORMAT, index.to_json(), list(columns), list(map(_stamp, locations)))
     bar = progress or SilentProgress()
     try:
         make_once(target, partial(_write, index, locations, columns, bar), mark=_UID_FILE)
@@ -204,14 +206,32 @@ def _sidecars(shards: Sequence[ShardEntry], locations: Sequence[str], columns: S
     wanted = ["uid", "weight", "image_offset", "image_bytes", *columns]
 
     def read(place: int) -> pa.Table:
-        return _read_sidecar(locations[place], wanted, shards[place].num_samples)
+        return _read_sidecar(locations[place], wanted, shards[place])
 
     return read_ahead(read, range(len(shards)), num_threads=_READ_AHEAD)
 
 
-def _read_sidecar(location: str, columns: Sequence[str], num_rows: int) -> pa.Table:
+def _stamp(location: str) -> list[int]:
+    """Return what changes with a local file; of another store's the index must do."""
+    try:
+        found = Path(location).stat() if location.startswith("/") else None
+    except FileNotFoundError:
+        found = None
+    return [] if found is None else [found.st_size, found.st_mtime_ns]
+
+
+def _read_sidecar(location: str, columns: Sequence[str], entry: ShardEntry) -> pa.Table:
+    """Read some columns of a sidecar, and of a local one every byte, to know that it is what the index means."""
     try:
         with fsspec.open(location, "rb") as file:
+            if location.startswith("/"):
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != entry.parquet_sha256:
+                    raise StaleDatasetError(
+                        f"{location} has sha256 {found}, the index says {entry.parquet_sha256}; build the dataset again, and change weights with "
+                        "train.weights"
+                    )
+                file.seek(0)
             parquet = pq.ParquetFile(file)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:
@@ -219,8 +239,8 @@ def _read_sidecar(location: str, columns: Sequence[str], num_rows: int) -> pa.Ta
             table = _plain(parquet.read(columns=list(columns)))
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise StaleDatasetError(f"{location} cannot be read ({error}); build the dataset again") from error
-    if table.num_rows != num_rows:
+    if table.num_rows != entry.num_samples:
         raise StaleDatasetError(
-            f"{location} has {table.num_rows} samples, the index says {num_rows}; build the dataset again"
+            f"{location} has {table.num_rows} samples, the index says {entry.num_samples}; build the dataset again"
         )
     return table

@@ -5,7 +5,7 @@ import pytest
 
 from schemas.dataset import DatasetIndex
 from schemas.errors import InputError, StaleDatasetError
-from tests.train.dataset_builder import make_samples, make_uid, write_dataset
+from tests.train.dataset_builder import make_samples, make_uid, reseal, write_dataset
 from train.cache import find_tables, open_table
 from train.made_once import remove_folder
 
@@ -33,8 +33,9 @@ def test_a_column_that_a_later_shard_lacks_is_named(tmp_path: Path) -> None:
 
 def test_a_sidecar_that_is_gone_or_broken_is_stale(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "dataset", make_samples(20))
-    index, locations = _index(folder)
     (folder / "00001.parquet").write_bytes(b"PAR1 broken")
+    reseal(folder)
+    index, locations = _index(folder)
     with pytest.raises(StaleDatasetError, match=r"00001\.parquet cannot be read"):
         open_table(index, locations, ("alt_text",), str(tmp_path / "cache"))
     (folder / "00001.parquet").unlink()

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import InputError
-from tests.train.dataset_builder import make_samples, make_uid, write_dataset
+from tests.train.dataset_builder import make_samples, make_uid, reseal, write_dataset
 from train.columns import SampleColumns, open_columns
 from train.index import Dataset
 from train.request import Column
@@ -62,6 +62,7 @@ def test_carried_columns_are_found_by_their_own_name(tmp_path: Path) -> None:
         for carried in ("tags.score", "one.other", "two.other"):
             table = table.append_column(carried, pa.array([1.5] * 4))
         pq.write_table(table, folder / name)
+    reseal(folder)
     dataset = Dataset.open(str(folder), cache=str(tmp_path / "cache"))
     for name in ("score", "tags.score"):
         found = open_columns(dataset, [Column(name=name)], [])

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.dataset import DatasetIndex
 from schemas.errors import InputError, StaleDatasetError
-from tests.train.dataset_builder import Sample, make_samples, make_uid, write_dataset
+from tests.train.dataset_builder import Sample, make_samples, make_uid, reseal, write_dataset
 from train.index import Dataset, caption_columns
 
 
@@ -133,8 +133,21 @@ def test_spellings_of_text_in_parquet_all_open(tmp_path: Path, samples: list[Sam
     at = table.schema.get_field_index("rewrite")
     table = table.set_column(at, "rewrite", table.column("rewrite").cast(pa.large_list(pa.large_string())))
     pq.write_table(table, path)
+    reseal(folder)
     assert caption_columns(str(path)) == ["alt_text", "recaption", "rewrite"]
     assert _open(folder).table.captions(20) == [samples[20].captions["alt_text"], samples[20].captions["rewrite"]]
+
+
+def test_a_sidecar_that_was_changed_is_refused_even_where_it_had_been_read(folder: Path) -> None:
+    before = _open(folder).weights.tolist()
+    table = pq.read_table(folder / "00001.parquet")
+    at = table.schema.get_field_index("weight")
+    pq.write_table(table.set_column(at, "weight", pa.array([0.0] * table.num_rows)), folder / "00001.parquet")
+    message = r"00001\.parquet has sha256 \w+, the index says \w+; build the dataset again, and change weights with train\.weights"
+    with pytest.raises(StaleDatasetError, match=message):
+        _open(folder)
+    reseal(folder)
+    assert _open(folder).weights.tolist() == [*before[:16], *[0.0] * 16, *before[32:]]
 
 
 def test_verify_finds_a_changed_byte(folder: Path) -> None:
@@ -156,6 +169,7 @@ def test_counts_that_disagree_are_refused(folder: Path) -> None:
 
 def test_a_sidecar_of_another_length_is_refused(folder: Path) -> None:
     pq.write_table(pq.read_table(folder / "00001.parquet").slice(1), folder / "00001.parquet")
+    reseal(folder)
     with pytest.raises(StaleDatasetError, match=r"00001\.parquet has 15 samples, the index says 16"):
         _open(folder)
     assert not [path for path in (folder.parent / "cache").iterdir() if path.is_dir()]
@@ -171,6 +185,7 @@ def test_wrong_inputs_are_named(folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(folder / "00000.parquet")
     uids = pa.array(["X" * 32, *table.column("uid").to_pylist()[1:]])
     pq.write_table(table.set_column(0, "uid", uids), folder / "00000.parquet")
+    reseal(folder)
     with pytest.raises(StaleDatasetError, match="uids that are not 32 lower-case hex"):
         _open(folder)
 
