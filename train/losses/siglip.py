@@ -41,16 +41,13 @@ class SigLIP(Loss):
     def forward(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """Return the loss under its name."""
         images, texts, own = outputs[View()], outputs.all(Text()), outputs.own_rows
-        if self.label is None:
-            # Every sample its own label.
-            labels, all_labels = own, torch.arange(len(texts), device=own.device)
-        else:
-            labels, all_labels = outputs[self.label], outputs.all(self.label)
+        labels = None if self.label is None else outputs[self.label]
+        all_labels = None if self.label is None else outputs.all(self.label)
         total = images.new_zeros(())
         for start in range(0, len(texts), self.chunk):
             part = slice(start, start + self.chunk)
-            pairs = (own - start, labels, all_labels[part], self.is_masked)
-            arguments = (images, texts[part], outputs.logit_scale, self.bias, *pairs)
+            alike = (labels, None if all_labels is None else all_labels[part], self.is_masked)
+            arguments = (images, texts[part], outputs.logit_scale, self.bias, own - start, *alike)
             total = total + checkpoint(_sum_pairs, *arguments, use_reentrant=False, preserve_rng_state=False)
         return {"siglip": total / len(images)}
 
@@ -61,12 +58,14 @@ def _sum_pairs(
     scale: torch.Tensor,
     bias: torch.Tensor,
     own: torch.Tensor,
-    labels: torch.Tensor,
-    text_labels: torch.Tensor,
+    labels: torch.Tensor | None,
+    text_labels: torch.Tensor | None,
     is_masked: bool,
 ) -> torch.Tensor:
     logits = scale * images @ texts.T + bias
     is_own = torch.arange(len(texts), device=own.device) == own[:, None]
+    if labels is None or text_labels is None:
+        return -functional.logsigmoid(torch.where(is_own, logits, -logits)).sum()
     is_alike = (labels[:, None] == text_labels) & (labels[:, None] >= 0)
     is_match = is_own if is_masked else is_own | is_alike
     losses = -functional.logsigmoid(torch.where(is_match, logits, -logits))
