@@ -265,15 +265,12 @@ def _find_last(run: Path, data: Dataset, config: TrainConfig) -> Path | None:
     state = checkpoints.load_state(found[max(found)])
     difference = first_difference(state.config, config)
     if not difference and state.dataset_fingerprint != data.fingerprint:
-        names = {state.dataset, data.index.name}
-        what = (
-            f"dataset was {state.dataset!r} and is now {data.index.name!r}"
-            if len(names) > 1
-            else (
-                f"dataset {data.index.name!r} has other samples, captions, weights or values of train.columns than it had"
+        difference = f"dataset was {state.dataset!r} and is now {data.index.name!r}"
+        if state.dataset == data.index.name:
+            difference = (
+                f"dataset {state.dataset!r} has other samples, captions, weights or values of train.columns than it had"
             )
-        )
-        difference = f"{what} (fingerprint {state.dataset_fingerprint[:12]}, now {data.fingerprint[:12]})"
+        difference += f" (fingerprint {state.dataset_fingerprint[:12]}, now {data.fingerprint[:12]})"
     if difference:
         raise InputError(f"{run} holds another run: {difference}; give a new --out folder, or the former settings")
     return found[max(found)]
