@@ -208,8 +208,10 @@ def _fill_numbers(request: Column, source: Source, folder: Path) -> _Facts:
     filled = np.zeros(count, dtype=bool)
     for rows, values in source.stream():
         _require(_is_number(values.type), request, values, "numbers")
-        array[rows] = values.cast(pa.float32()).fill_null(np.nan).to_numpy()
-        filled[rows] = np.isfinite(array[rows])
+        numbers = values.cast(pa.float32()).fill_null(np.nan).to_numpy()
+        _require_range(numbers, rows, request, source)
+        array[rows] = numbers
+        filled[rows] = np.isfinite(numbers)
     _require_all(filled, request, source)
     return _Facts()
 
@@ -247,6 +249,17 @@ def _fill_partners(request: Column, source: Source, folder: Path) -> _Facts:
         others = parse_uids(pa.chunked_array([values.drop_null()]), f"column {request.name!r}")
         array[rows[is_valid]] = source.order.find(others)
     return _Facts()
+
+
+def _require_range(numbers: npt.NDArray[np.float32], rows: Indices, request: Column, source: Source) -> None:
+    """Raise where a number is out of the request's range; one that is none is another matter."""
+    wrong = np.flatnonzero((numbers < request.least) | (numbers > request.most))
+    if len(wrong):
+        uid = source.order.uids[rows[wrong[0]]].tobytes().hex()
+        raise InputError(
+            f"column {request.name!r} has {numbers[wrong[0]]:g} for {uid}; its numbers are {request.least:g} or more"
+            + (f" and {request.most:g} or less" if request.most < np.inf else "")
+        )
 
 
 def _require_all(filled: npt.NDArray[np.bool_], request: Column, source: Source) -> None:
@@ -293,8 +306,10 @@ def _fill_number_lists(request: Column, source: Source, folder: Path) -> _Facts:
     lists = _Lists(folder / "lists.bin", len(source.order.rows), np.float32)
     for rows, values in source.stream():
         _require(_is_list(values.type) and _is_number(values.type.value_type), request, values, "lists of numbers")
-        sizes, flat, _ = _flatten(values)
-        lists.add(rows, sizes, flat.cast(pa.float32()).to_numpy())
+        sizes, flat, parents = _flatten(values)
+        numbers = flat.cast(pa.float32()).to_numpy()
+        _require_range(numbers, rows[parents], request, source)
+        lists.add(rows, sizes, numbers)
     _write_lists(folder, lists.blocks(), np.float32)
     return _Facts(dtype="float32", fill=0.0)
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import ClassVar
 
 import torch
@@ -188,7 +189,9 @@ def discover_losses() -> list[str]:
 def loss_class(name: str) -> type[Loss]:
     """Return the class of the file `train/losses/<name>.py`."""
     if name not in discover_losses():
-        raise InputError(f"unknown loss {name!r}; there are: {', '.join(discover_losses())}")
+        near = get_close_matches(name, discover_losses(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"unknown loss {name!r}{hint}; there are: {', '.join(discover_losses())}")
     module = importlib.import_module(f"{losses_package.__name__}.{name}")
     found = [
         value

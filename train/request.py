@@ -9,6 +9,7 @@ A loss lists its requests and finds each answer under the same object:
     outputs.all(self.caption)      # (N, d), every process's rows
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -139,6 +140,9 @@ class Column:
     name: str
     kind: Literal["number", "numbers", "vector", "label", "labels", "uid"] = "number"
     min_count: int = 1  # of a text label: rows that must have it
+    # Of a number, or of all numbers of a list; others are refused.
+    least: float = -math.inf
+    most: float = math.inf
 
     @property
     def key(self) -> str:

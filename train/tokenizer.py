@@ -82,7 +82,7 @@ def require_revision(folder_or_id: str, revision: str) -> None:
     """Refuse a hub id without a commit: what it means would change under a run."""
     if not Path(folder_or_id).is_dir() and not revision:
         raise InputError(
-            f"{folder_or_id!r} is no folder here; if it is a hub id, pin its commit (init_revision or tokenizer_revision)"
+            f"{folder_or_id!r} is no folder here; if it is a hub id, pin its commit (init_revision, tokenizer_revision, towers.image_revision or towers.text_revision)"
         )
 
 

@@ -126,6 +126,18 @@ def test_a_sample_that_comes_twice_is_named(dataset: Dataset, tmp_path: Path, ro
         open_column(dataset.table, Column(name="x"), [path])
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("number", [0.5] * 7 + [1.5] + [0.5] * 4), ("numbers", [[0.5, 0.25]] * 7 + [[0.5, 1.5]] + [[]] * 4)],
+)
+def test_numbers_out_of_range_are_named(dataset: Dataset, tmp_path: Path, kind: str, values: list[object]) -> None:
+    path = write(tmp_path / "x.parquet", range(COUNT), values)
+    open_column(dataset.table, Column(name="x", kind=kind, least=0.0), [path])  # type: ignore[arg-type]
+    message = rf"column 'x' has 1\.5 for {make_uid(7)}; its numbers are 0 or more and 1 or less"
+    with pytest.raises(InputError, match=message):
+        open_column(dataset.table, Column(name="x", kind=kind, least=0.0, most=1.0), [path])  # type: ignore[arg-type]
+
+
 def test_making_a_column_is_shown(dataset: Dataset, tmp_path: Path) -> None:
     shown: list[tuple[object, ...]] = []
 

@@ -47,7 +47,7 @@ def test_losses_are_found_by_file_name() -> None:
 
 
 def test_wrong_names_and_options_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown loss 'nce'; there are: .*info_nce"):
+    with pytest.raises(InputError, match=r"unknown loss 'nce' \(did you mean 'hn_nce'\?\); there are: .*info_nce"):
         make_loss("nce", {})
     with pytest.raises(InputError, match="loss 'info_nce' has no option 'temperature'; it has: weight, local_loss"):
         make_loss("info_nce", {"temperature": 1.0})

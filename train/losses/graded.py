@@ -14,7 +14,7 @@ class GradedContrast(Loss):
     """
 
     def __init__(self, *, relevance: str = "relevance") -> None:
-        column = Column(name=relevance)
+        column = Column(name=relevance, least=0.0)
         super().__init__((View(), Text(), column))
         self.relevance = column
 

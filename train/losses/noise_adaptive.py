@@ -14,7 +14,7 @@ class NoiseAdaptive(Loss):
     """
 
     def __init__(self, *, probability: str = "noise_probability", cap: float = 0.5) -> None:
-        column = Column(name=probability)
+        column = Column(name=probability, least=0.0, most=1.0)
         super().__init__((View(), Text(), column))
         self.probability = column
         self.cap = cap
