@@ -107,11 +107,19 @@ class Turn(SilentProgress):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._stage = "train"
         self._began = time.perf_counter()
+
+    def start(self, stage: str, total: int | None, unit: str) -> None:
+        """Remember what is advancing: before training the dataset is opened."""
+        del total, unit
+        self._stage = stage
 
     def advance(self, amount: int, **fields: str) -> None:
         """End a step. All of the process's seconds count, those of the thread that makes the next batch included."""
         del amount, fields
+        if self._stage != "train":
+            return
         self._connection.send((time.perf_counter() - self._began, time.process_time()))
         self._connection.recv()
         self._began = time.perf_counter()

@@ -54,20 +54,22 @@ def losses(run: Path) -> list[float]:
 
 
 class Recorder:
-    """A progress that remembers, and may act at a given advance."""
+    """A progress that remembers the training, and may act at a given advance of it."""
 
     def __init__(self) -> None:
+        self.stages: list[str] = []
         self.total = self.done = 0
         self.unit = ""
         self.closed = False
         self.signal_at = -1
 
     def start(self, stage: str, total: int | None, unit: str) -> None:
+        self.stages.append(stage)
         self.total, self.unit = total or 0, unit
 
     def advance(self, amount: int, **fields: str) -> None:
-        assert "loss" in fields
-        self.done += amount
+        assert ("loss" in fields) == (self.stages[-1] == "train")
+        self.done += amount if self.stages[-1] == "train" else 0
         if self.done == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
