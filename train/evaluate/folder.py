@@ -7,6 +7,7 @@ WinoGAViL has a file of games in ROOT, `winogavil.jsonl`, which name images by K
 """
 
 import io
+import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from train.evaluate.task import (
 )
 from train.evaluate.zeroshot import DEFAULT_TEMPLATES
 from train.reader import TarFile
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,7 +81,9 @@ def read_folder(root: str, *, with_training: bool = False) -> EvaluationData:
         return EvaluationData(name=name, tasks=[_retrieval(split, folder)])
     task = _zeroshot(split, folder)
     tasks: list[Task] = [task]
-    if with_training and _has_split(folder, "train"):
+    if with_training and not _has_split(folder, "train"):
+        logger.warning("no classifier is fitted, for want of a split `train` folder=%s", folder)
+    elif with_training:
         training = _read_split(folder, "train")
         labels = _labels(training.samples, f"{folder}/train", len(task.classnames))
         tasks.append(

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,6 +106,13 @@ def test_tars_in_the_root_are_found_too(classes: Path) -> None:
         path.rename(classes / path.name)
     (task,) = read_folder(str(classes)).tasks
     assert len(task.images) == 5
+
+
+def test_a_set_that_no_classifier_can_be_fitted_on_is_named(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(read_folder(str(classes), with_training=True).tasks) == 1
+    assert f"no classifier is fitted, for want of a split `train` folder={classes}" in caplog.text
+    shutil.copytree(classes / "test", classes / "train")
+    assert len(read_folder(str(classes), with_training=True).tasks) == 2
 
 
 def test_wrong_folders_are_named(tmp_path: Path, classes: Path) -> None:
