@@ -26,7 +26,7 @@ from train.cache import SampleTable
 from train.made_once import make_once, name_folder, read_ahead
 from train.ragged import Ragged
 from train.request import Column
-from train.uids import Indices, UidOrder, parse_uids
+from train.uids import Indices, UidOrder, is_text, parse_uids
 
 _FORMAT = 1  # part of the folder's name: raise it when the files change
 _COLUMN_FILE, _VALUES_FILE, _LIST_VALUES_FILE, _ENDS_FILE = "column.json", "values.npy", "values.bin", "ends.npy"
@@ -322,7 +322,7 @@ def _fill_labels(request: Column, source: Source, folder: Path) -> _Facts:
     lists = _Lists(folder / "lists.bin", len(source.order.rows), dtype)
     for rows, values in source.stream():
         sizes, flat, parents = _flatten(values)
-        if _is_text(flat.type):
+        if is_text(flat.type):
             own, parents = vocabulary.number(flat, parents)
             sizes = np.bincount(parents, minlength=len(values))
         else:
@@ -433,10 +433,6 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _require(is_right: bool, request: Column, found: object, wanted: str) -> None:

@@ -86,7 +86,7 @@ def _parse(chunk: pa.Array) -> Uids | None:
     """Return uids as bytes, or None where some are none."""
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.dictionary_decode()
-    if chunk.null_count or not _is_text(chunk.type):
+    if chunk.null_count or not is_text(chunk.type):
         return None
     if not len(chunk):
         return np.zeros((0, UID_BYTES), dtype=np.uint8)
@@ -102,7 +102,8 @@ def _parse(chunk: pa.Array) -> Uids | None:
     return parsed
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether an Arrow type is one of those of text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
