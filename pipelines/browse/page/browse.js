@@ -13,6 +13,8 @@ let panelTimer = 0;
 let shownQuery = null;
 let loadNumber = 0;
 let numFound = 0;
+let lastDecision = Promise.resolve(); // waits for all decisions that are under way
+const stored = new Map(); // what the server has of the pictures that these are of
 
 async function start() {
   read();
@@ -279,16 +281,25 @@ function follow() {
 
 // Decisions
 
-async function decide(row, decision) {
-  const before = row.decision;
-  applyDecision(row.uid, decision);
+// Shown at once and sent in order: of two requests under way the server could take the older one last. One that fails takes those behind it along.
+async function decide({ uid, decision: before }, decision) {
+  if (!stored.has(uid)) stored.set(uid, before);
+  applyDecision(uid, decision);
+  const sent = lastDecision.then(() => send("/api/decide", { uids: [uid], decision }));
+  lastDecision = sent;
   try {
-    await send("/api/decide", { uids: [row.uid], decision });
+    await sent;
+    stored.set(uid, decision);
   } catch (error) {
-    applyDecision(row.uid, before);
+    applyDecision(uid, stored.get(uid));
     find("problem").textContent = `not decided: ${error.message}`;
     find("problem").hidden = false;
     return;
+  } finally {
+    if (lastDecision === sent) {
+      lastDecision = Promise.resolve();
+      stored.clear();
+    }
   }
   countNow();
 }

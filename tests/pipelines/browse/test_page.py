@@ -221,6 +221,8 @@ def test_one_sample_in_full(open_page: OpenPage, served: Served) -> None:
     assert f"sample={uid}" in page.url
     page.click("#panel .decide.flag")
     page.wait_for_selector('#panel .decide.flag[aria-pressed="true"]')
+    # The page shows a decision before the server has it.
+    until(page, "document.getElementById('decisions').innerText.replace(/\\s+/g, ' ').includes('flag 1')")
     assert served.view.decision(served.view.locate(uid)) == "flag"
     page.keyboard.press("j")
     until(page, f"!location.search.includes('{uid}')")
@@ -298,6 +300,10 @@ def test_a_server_that_is_gone_is_told(open_page: OpenPage, pool: Pool) -> None:
     with serve(pool) as served:
         page = open_at(open_page, served).page
     page.keyboard.press("k")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("d")  # the same picture, while the first may still be under way
     page.wait_for_selector("#problem:not([hidden])")
     assert "is `winnow browse` still running?" in page.inner_text("#problem")
-    assert page.locator("#grid .badge").count() == 0  # what was not stored is not shown as if it were
+    until(
+        page, "document.querySelectorAll('#grid .badge').length === 0"
+    )  # what was not stored is not shown as if it were
