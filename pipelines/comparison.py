@@ -21,7 +21,15 @@ PLOT_FILE = "comparison.svg"
 AVERAGES = "DataComp"
 
 # The numbers that stand for an evaluation set in the table and the plot; all others are in the Parquet and JSON files.
-_MAIN = ("mean_recall@1", "acc1", "composition_mean", "probe_acc1", "attack_success_rate", "jaccard")
+_MAIN = (
+    "mean_recall@1",
+    "acc1",
+    "composition_mean",
+    "probe_acc1",
+    "attack_success_rate",
+    "jaccard",
+    "text_to_image_ndcg@10",
+)
 _SCHEMA = pa.schema([
     ("arm", pa.string()),
     ("seed", pa.int64()),

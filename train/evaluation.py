@@ -20,6 +20,7 @@ class EvaluationOptions:
 
     EvaluationOptions(label_column="kind", templates=("a photo of a {c}.",))     # classify Winnow datasets too
     EvaluationOptions(group_column="source")                                     # every metric per source, and the worst
+    EvaluationOptions(relevance_column="relevance")                              # NDCG@10 of images found by captions
     EvaluationOptions(probe=True, shots=(1, 4, 16))                              # linear probe, few-shot probes
     EvaluationOptions(trigger="patch", target="banana")                          # attack success rate
     """
@@ -27,6 +28,7 @@ class EvaluationOptions:
     label_column: str = ""  # classify Winnow datasets too, by this column of their JSON
     templates: tuple[str, ...] = ()  # prompts with {c} for the class; empty: those of the data
     group_column: str = ""  # metrics per value of this column of Winnow datasets' JSON
+    relevance_column: str = ""  # a number of Winnow datasets' pairs, how relevant the image is to its caption: NDCG
     negatives: tuple[str, ...] = ()  # text columns of Winnow datasets that hold wrong captions; a kind each
     probe: bool = False  # fit a linear classifier on the images' features
     shots: tuple[int, ...] = ()  # fit it on so many images of each class

@@ -32,6 +32,9 @@ TemplateOption = Annotated[
 GroupOption = Annotated[
     str, typer.Option("--group-column", help="Metrics per value of this column of datasets, and the worst.")
 ]
+RelevanceOption = Annotated[
+    str, typer.Option("--relevance-column", help="NDCG by this number of datasets' pairs, the relevance of the image.")
+]
 NegativesOption = Annotated[
     list[str] | None, typer.Option("--negatives", help=f"A column of datasets with wrong captions{REPEATABLE}")
 ]
@@ -91,6 +94,7 @@ def evaluate(
     label_column: LabelOption = "",
     template: TemplateOption = None,
     group_column: GroupOption = "",
+    relevance_column: RelevanceOption = "",
     negatives: NegativesOption = None,
     compositional: CompositionalFlag = False,
     probe: Annotated[bool, typer.Option("--probe", help="Fit a linear classifier where there are labels.")] = False,
@@ -110,6 +114,7 @@ def evaluate(
         label_column=label_column,
         templates=tuple(template or ()),
         group_column=group_column,
+        relevance_column=relevance_column,
         negatives=tuple(negatives or ()),
         compositional=compositional,
         probe=probe,

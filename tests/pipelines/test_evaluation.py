@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             uid=make_uid(number),
             image=encode_picture(draw_scene(number, number // len(SCENES)), quality=90),
             captions={"alt_text": f"a {colour} {shape} on the {place} of a grey wall"},
-            extra={"colour": colour, "place": place},
+            extra={"colour": colour, "place": place, "relevance": 1 + number % 3},
         )
         for number in range(2 * len(SCENES))
         for colour, shape, place in [SCENES[number % len(SCENES)]]
@@ -37,6 +37,7 @@ def test_everything_is_measured_once(folder: Path) -> None:
         data=("dataset",),
         label_column="colour",
         group_column="place",
+        relevance_column="relevance",
         compositional=True,
         probe=True,
         shots=(2,),
@@ -50,6 +51,7 @@ def test_everything_is_measured_once(folder: Path) -> None:
     metrics = results["tiny"]
     assert {
         "text_to_image_recall@1",
+        "text_to_image_ndcg@10",
         "acc1",
         "worst_place_acc1",
         "composition_attribution",

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 import fsspec
 import numpy as np
@@ -41,8 +43,8 @@ def read_dataset(
     """Open a dataset for evaluation.
 
     The captions of an image are its texts in every column of the caption mixture, and those of the rows whose image has the same bytes;
-    samples without any text are left out of retrieval. Weights play no part. The label and group columns of `options` are columns
-    that the sidecars carry, or else the member JSON; the distinct labels, sorted, are the class names. A probe is fitted on four fifths of the different
+    samples without any text are left out of retrieval. Weights play no part. The label, group and relevance columns of `options` are columns
+    that the sidecars carry, or else the member JSON; an image is as relevant to a text as the best of the rows that pair them. The distinct labels, sorted, are the class names. A probe is fitted on four fifths of the different
     images, drawn by their uids, and tested on the others.
     """
     wanted = options or EvaluationOptions()
@@ -55,20 +57,21 @@ def read_dataset(
         sizes=table.size.astype(np.int64),
     )
     groups = _group_equal_images(images)
-    texts = [_distinct_texts(dataset, rows) for rows in groups]
+    texts = [_rows_of_texts(dataset, rows) for rows in groups]
     kept = [number for number, own in enumerate(texts) if own]
     if not kept:
         raise InputError(f"{path} has no captions in {', '.join(dataset.mixture.columns)}: nothing to retrieve")
     if len(kept) < len(groups):
         logger.warning("images without a caption are left out dataset=%s images=%d", path, len(groups) - len(kept))
-    columns = [column for column in (wanted.label_column, wanted.group_column) if column]
+    columns = [column for column in (wanted.label_column, wanted.group_column, wanted.relevance_column) if column]
     values = _read_values(dataset, images, columns) if columns else {}
     first_rows = [groups[number][0] for number in kept]
     tasks: list[Task] = [
         RetrievalTask(
             images=images.take(first_rows),
-            captions=[texts[number] for number in kept],
+            captions=[list(texts[number]) for number in kept],
             groups=_split(values, wanted.group_column, first_rows),
+            grades=_grade(dataset, values, wanted.relevance_column, [texts[number] for number in kept]),
         )
     ]
     if wanted.label_column:
@@ -99,19 +102,20 @@ def _group_equal_images(images: ImageSet) -> list[list[int]]:
     return list(groups.values())
 
 
-def _distinct_texts(dataset: Dataset, rows: Sequence[int]) -> list[str]:
-    """Return the texts of some rows without repeats; the web text stands in where the mixture's columns are all empty."""
+def _rows_of_texts(dataset: Dataset, rows: Sequence[int]) -> dict[str, list[int]]:
+    """Return the different texts of some rows, and the rows that have each; the web text stands in where the mixture's columns are all empty."""
     mixture = dataset.mixture
     wanted = [column for column, share in zip(mixture.columns, mixture.probabilities, strict=True) if share > 0]
     for columns in (wanted, [FALLBACK_COLUMN]):
-        found: dict[str, None] = {}
+        found: dict[str, list[int]] = {}
         for row in rows:
             values = dict(zip(mixture.columns, dataset.table.captions(row), strict=True))
             for column in columns:
-                found |= dict.fromkeys(_texts(values.get(column)))
+                for text in _texts(values.get(column)):
+                    found.setdefault(text, []).append(row)
         if found:
-            return list(found)
-    return []
+            return found
+    return {}
 
 
 def _texts(caption: Caption) -> list[str]:
@@ -182,6 +186,31 @@ def _split(values: Mapping[str, Sequence[object]], column: str, rows: Sequence[i
             f"no sample has a value for {column!r} in its sidecars or JSON; carry the column along when downloading or building"
         )
     return [Groups(name=column, values=["" if value is None else str(value) for value in found])]
+
+
+def _grade(
+    dataset: Dataset, values: Mapping[str, Sequence[object]], column: str, texts: Sequence[Mapping[str, Sequence[int]]]
+) -> list[dict[str, float]]:
+    """Return how relevant each image is to each of its texts; a pair without a number, or with NaN, counts as 0."""
+    if not column:
+        return []
+    grades = [_read_grade(dataset, column, row, value) for row, value in enumerate(values[column])]
+    found = [{text: max(grades[row] for row in rows) for text, rows in own.items()} for own in texts]
+    if not any(grade for own in found for grade in own.values()):
+        raise InputError(
+            f"no pair of {dataset.root} has a number above 0 for {column!r} in its sidecars or JSON; carry the column along when downloading or building"
+        )
+    return found
+
+
+def _read_grade(dataset: Dataset, column: str, row: int, value: object) -> float:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return 0.0
+    if not isinstance(value, int | float | Decimal) or not 0 <= value < math.inf:
+        raise InputError(
+            f"{dataset.root}: {column!r} of sample {dataset.uids[row].tobytes().hex()} is {value!r}; relevance is a number of 0 or more"
+        )
+    return float(value)
 
 
 def _composition(dataset: Dataset, images: ImageSet, columns: Sequence[str]) -> CompositionTask:

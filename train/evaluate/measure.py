@@ -14,6 +14,7 @@ from train.evaluate.embedding import measure_embedding
 from train.evaluate.features import Encoder, encode_images, encode_texts, project_images
 from train.evaluate.few_shot import measure_near_shots
 from train.evaluate.probe import measure_few_shot, measure_probe
+from train.evaluate.relevance import measure_relevance
 from train.evaluate.retrieval import UniqueTexts, measure_retrieval
 from train.evaluate.task import AssociationTask, CompositionTask, ImageSet, ProbeTask, RetrievalTask, Task, ZeroShotTask
 from train.evaluate.zeroshot import encode_classes, measure_zeroshot
@@ -42,6 +43,8 @@ class Measure:
         texts = UniqueTexts.of(task.captions)
         features = self._texts(texts.texts)
         metrics = measure_retrieval(images, features, texts, task.groups)
+        if task.grades:
+            metrics |= measure_relevance(images, features, texts.texts, task.grades)
         if self.options.embedding:
             metrics |= measure_embedding(images, features, texts.of_image)
         if self.options.compositional and self.perturb is not None:

@@ -62,6 +62,9 @@ class RetrievalTask:
     images: ImageSet
     captions: Sequence[Sequence[str]]
     groups: Sequence[Groups] = ()
+    grades: Sequence[
+        Mapping[str, float]
+    ] = ()  # how relevant each image is to its captions, 0 or more; empty: not graded
 
 
 @dataclass(frozen=True, kw_only=True)

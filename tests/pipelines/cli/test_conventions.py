@@ -35,7 +35,7 @@ COMMANDS = {
     "build": "--pool --selection --out --address --num-workers --shard-size --view --image-format --blur --columns",
     "status": "--pool --json",
     "train": "DATASET --out --recipe --set --address --num-processes",
-    "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
+    "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --relevance-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
     "cut": "MODEL --width --out --revision",
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",

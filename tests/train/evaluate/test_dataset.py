@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +147,54 @@ def test_columns_of_the_sidecar_are_groups_too(tmp_path: Path, samples: list[Sam
     assert isinstance(zeroshot, ZeroShotTask)
     assert [group.values for group in retrieval.groups] == [["b", "a"]]
     assert [group.values for group in zeroshot.groups] == [["b", "a", "a"]]
+
+
+def test_a_column_of_relevance_grades_pictures_for_texts(tmp_path: Path) -> None:
+    """Red is shown in two rows, with one text twice; its best grade for a text counts."""
+    rows: list[tuple[str, str, object]] = [
+        ("red", "250 10 60", 3),
+        ("green", "250 10 60", 1.5),
+        ("red", "200 100 10", None),
+        ("blue", "10 10 250", 0),
+        ("green", "10 250 60", 2),
+        ("red", "10 250 60", 1),
+        ("red", "10 250 60", 2.5),
+    ]
+    samples = [
+        Sample(
+            uid=make_uid(number), image=flat(COLOURS[colour]), captions={"alt_text": text}, extra={"relevance": grade}
+        )
+        for number, (colour, text, grade) in enumerate(rows)
+    ]
+    folder = _write(tmp_path, samples, alt_text=1.0)
+    options = EvaluationOptions(relevance_column="relevance")
+    (task,) = read_dataset(folder, options).tasks
+    assert isinstance(task, RetrievalTask)
+    assert list(task.grades) == [
+        {"250 10 60": 3.0, "200 100 10": 0.0, "10 250 60": 2.5},
+        {"250 10 60": 1.5, "10 250 60": 2.0},
+        {"10 10 250": 0.0},
+    ]
+    metrics = evaluate_model(ColourEncoder(), [folder], options, num_workers=0)["colours"]
+    # Both texts find blue in the second place. Green is the less relevant to the text that finds it first.
+    assert metrics["num_graded_texts"] == 2
+    red = (3 + 1.5 / math.log2(4)) / (3 + 1.5 / math.log2(3))
+    green = (2 + 2.5 / math.log2(4)) / (2.5 + 2 / math.log2(3))
+    assert metrics["text_to_image_ndcg@10"] == pytest.approx((red + green) / 2)
+    (plain,) = read_dataset(folder).tasks
+    assert isinstance(plain, RetrievalTask)
+    assert list(plain.grades) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "'relevance' of sample [0-9a-f]{32} is -1; relevance is a number of 0 or more"),
+        ("much", "is 'much'; relevance is a number of 0 or more"),
+        (0, "no pair of .* has a number above 0 for 'relevance' in its sidecars or JSON"),
+    ],
+)
+def test_wrong_relevance(tmp_path: Path, samples: list[Sample], value: object, message: str) -> None:
+    given = [replace(sample, extra={"relevance": value}) for sample in samples]
+    with pytest.raises(InputError, match=message):
+        read_dataset(_write(tmp_path, given, alt_text=1.0), EvaluationOptions(relevance_column="relevance"))
