@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,22 @@ def remove_old_checkpoints(run: Path, *, keep_last: int, keep_every: int, save_e
             doomed = path.with_name(f".{path.name}{_STAGING_SUFFIX}")
             path.rename(doomed)
             shutil.rmtree(doomed)
+
+
+@contextmanager
+def new_model_folder(out: str) -> Iterator[Path]:
+    """Give a folder to write a model into, which becomes `out` at the end of the block if nothing was raised; `out` may not be there."""
+    target = Path(out)
+    if target.exists():
+        raise InputError(f"{out} is there already; give the new model a folder of its own")
+    staging = target.with_name(f".{target.name}{_STAGING_SUFFIX}")
+    shutil.rmtree(staging, ignore_errors=True)  # of an attempt that was stopped
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        publish_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def publish_folder(staging: Path, target: Path) -> None:

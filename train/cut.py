@@ -1,13 +1,12 @@
 """Cuts a model's embedding to its first numbers: what the loss `matryoshka` trains a model for."""
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from schemas.errors import InputError
-from train.checkpoint import find_checkpoint, publish_folder
+from train.checkpoint import find_checkpoint, new_model_folder
 
 _PROJECTIONS = ("visual_projection", "text_projection")
 
@@ -20,30 +19,26 @@ def cut(model: str, width: int, out: str, *, revision: str = "") -> Path:
     """
     from train.model import load_model
 
-    target = Path(out)
-    if target.exists():
-        raise InputError(f"{out} is there already; give the cut model a folder of its own")
-    loaded = load_model(model if revision else find_checkpoint(model), revision=revision)
-    network = loaded.network
-    for name in _PROJECTIONS:
-        if not isinstance(getattr(network, name, None), nn.Linear):
-            raise InputError(f"{model} is a {type(network).__name__} without {name}, so its embedding cannot be cut")
-    if not 1 <= width < loaded.embed_dim:
-        raise InputError(
-            f"width must be from 1 to {loaded.embed_dim - 1}, below the model's {loaded.embed_dim}, got {width}"
-        )
-    for name in _PROJECTIONS:
-        _keep_first(getattr(network, name), width)
-    for config in (network.config, network.config.text_config, network.config.vision_config):
-        if hasattr(config, "projection_dim"):
-            config.projection_dim = width
-    staging = target.with_name(f".{target.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)  # of an attempt that was stopped
-    staging.mkdir(parents=True)
-    loaded.save(staging)
-    loaded.tokenizer.save_pretrained(staging)
-    publish_folder(staging, target)
-    return target
+    with new_model_folder(out) as staging:
+        loaded = load_model(model if revision else find_checkpoint(model), revision=revision)
+        network = loaded.network
+        for name in _PROJECTIONS:
+            if not isinstance(getattr(network, name, None), nn.Linear):
+                raise InputError(
+                    f"{model} is a {type(network).__name__} without {name}, so its embedding cannot be cut"
+                )
+        if not 1 <= width < loaded.embed_dim:
+            raise InputError(
+                f"width must be from 1 to {loaded.embed_dim - 1}, below the model's {loaded.embed_dim}, got {width}"
+            )
+        for name in _PROJECTIONS:
+            _keep_first(getattr(network, name), width)
+        for config in (network.config, network.config.text_config, network.config.vision_config):
+            if hasattr(config, "projection_dim"):
+                config.projection_dim = width
+        loaded.save(staging)
+        loaded.tokenizer.save_pretrained(staging)
+    return Path(out)
 
 
 @torch.no_grad()

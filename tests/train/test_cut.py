@@ -65,7 +65,7 @@ def test_what_cannot_be_cut(tmp_path: Path) -> None:
     for width in (0, 24, 100):
         with pytest.raises(InputError, match=f"width must be from 1 to 23, below the model's 24, got {width}"):
             cut(str(tmp_path / "whole"), width, str(tmp_path / "cut"))
-    with pytest.raises(InputError, match="whole is there already; give the cut model a folder of its own"):
+    with pytest.raises(InputError, match="whole is there already; give the new model a folder of its own"):
         cut(str(tmp_path / "whole"), 5, str(tmp_path / "whole"))
     with pytest.raises(InputError, match="is neither a run with a checkpoint nor a model folder"):
         cut(str(tmp_path / "nowhere"), 5, str(tmp_path / "cut"))

@@ -37,6 +37,7 @@ COMMANDS = {
     "train": "DATASET --out --recipe --set --address --num-processes",
     "evaluate": "MODEL --data --revision --batch-size --label-column --template --group-column --relevance-column --negatives --compositional --probe --shots --num-seeds --embedding --trigger --target --json",
     "cut": "MODEL --width --out --revision",
+    "convert": "MODEL --to --out --revision --config --tokenizer --tokenizer-revision",
     "poison": "DATASET --out --target --trigger --num-samples --seed --json",
     "run": "RECIPE --input --pool --out --set --dry-run --address --num-workers",
     "sweep": "--pool CONDITIONS --rule --top --top-of --recipe --selection --set --name --by --mean --plot --table --train --samples-seen --seeds --data --out --address --num-workers --json",
