@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.embedding import Embeddings, normalise
 from curate.fingerprint import fingerprint
+from curate.kmeans import train_centroids
 from curate.operators.cluster import Cluster
 from schemas.errors import InputError
 from tests.contract import check_pool_operator
@@ -38,6 +40,20 @@ def test_clusters_hold_what_is_alike() -> None:
     assert found["cluster_has_target"] == [None] * 400
     assert found["cluster_ids"][:2] == [None, None]
     assert found["error"][:3] == ["no image_embedding", "no image: gone", None]
+
+
+def test_the_nearest_centroids_are_those_of_a_search_of_all() -> None:
+    """MLCD's labels (arXiv 2407.17331): every centroid's cosine is computed, in float64, and the largest are the list."""
+    vectors = clustered(200, 6, spread=0.6)
+    found = check(Cluster(num_clusters=12, num_nearest=5), vectors)
+    halves = normalise(vectors.astype(np.float16)).astype(np.float16)
+    centroids = train_centroids(Embeddings(halves, np.arange(200), 200), 12, iterations=20, seed=1234)
+    cosines = halves.astype(np.float64) @ centroids.T.astype(np.float64)
+    listed = np.array(found["cluster_ids"])
+    expected = np.sort(cosines, axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(np.take_along_axis(cosines, listed, axis=1), expected, atol=1e-5)
+    assert all(len(set(row)) == 5 for row in listed.tolist())
+    assert listed[:, 0].tolist() == found["cluster_id"]
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "parquet"])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.train.dataset_builder import Sample, encode_picture, make_uid, write_dataset
-from tests.train.training import SCENES, draw_scene
+from tests.train.training import COLOURS, PLACES, SCENES, SHAPES, draw_scene
 
 COLUMNS_FILE = "columns.parquet"
 EMBED_DIM = 32  # that of the smallest model
@@ -63,8 +63,18 @@ def _columns(count: int) -> pa.Table:
         "teacher_image_embedding": vectors(embeddings),
         "teacher_text_embedding": vectors(texts),
         "caption_tag_nouns": [[scene[1], scene[0]] for scene in scenes],
+        # Of eleven clusters, as `cluster` with `num_nearest: 3` lists them.
+        "cluster_ids": pa.array(
+            [None if number % 10 == 0 else _clusters(scenes[number]) for number in numbers], pa.list_(pa.int32())
+        ),
         "object_ids": [[objects.index(scene[1])] for scene in scenes],
         "object_probabilities": pa.array([[1.0]] * count, pa.list_(pa.float32())),
         "attribute_ids": [[colours.index(scene[0]), (colours.index(scene[0]) + 1) % 4] for scene in scenes],
         "attribute_probabilities": pa.array([[0.8, 0.1]] * count, pa.list_(pa.float32())),
     })
+
+
+def _clusters(scene: tuple[str, str, str]) -> list[int]:
+    """Return the numbers of a scene's colour, shape and place."""
+    colour, shape, place = scene
+    return [list(COLOURS).index(colour), 4 + SHAPES.index(shape), 8 + list(PLACES).index(place)]

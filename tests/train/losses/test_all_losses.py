@@ -19,6 +19,8 @@ OPTIONS = {
     "filip": {"width": 8, "num_tokens": 3},
     "matryoshka": {"widths": (2, 3, 8), "weights": (1.0, 0.5, 2.0)},
     "longclip": {"components": 3},
+    "mlcd": {"share": 0.75, "num_labels": 2},
+    "momentum": {"queue_size": 12, "hardest": 6, "cap": 0.5},
     "siglip": {"chunk": 3},
     "simclr": {"hidden": 16, "width": 8},
     "uniformity": {"cross": 0.5, "power": 3.0},

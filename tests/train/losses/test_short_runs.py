@@ -34,11 +34,13 @@ OPTIONS = {
     "filip": {"width": 32, "num_tokens": 8},
     "lit": {"embedding": "teacher_image_embedding"},
     "longclip": {"short": "rewrite", "components": 4},
+    "momentum": {"queue_size": 24, "momentum": 0.5, "hardest": 20, "cap": 0.98},
+    "mlcd": {"share": 0.8},
     "multi_text": {"count": 2},
     "simclr": {"hidden": 64, "width": 32},
 }
 # Whatever has buffers, queues or a teacher.
-STATEFUL = ("alip", "declip", "otter")
+STATEFUL = ("alip", "declip", "mlcd", "momentum", "otter")
 
 
 @pytest.fixture(autouse=True)
