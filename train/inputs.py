@@ -16,7 +16,7 @@ from train.loader import Batch
 from train.model import KEPT_PATCHES, ImageTextModel
 from train.packing import grid_key
 from train.rates import DrawRates
-from train.request import Ids, Present, Rate, Request, wanted_texts, wanted_views
+from train.request import Ids, Present, Rate, Request, Row, wanted_texts, wanted_views
 from train.sampler import Indices
 
 # BERT's rates, as DeCLIP takes them: tokens to predict; of those, shown as the mask, and as some other token.
@@ -87,6 +87,8 @@ class InputMaker:
         if Rate().key in asked:
             assert self._rates is not None, "the trainer gives rates where a loss asks for them"
             fields[Rate().key] = torch.from_numpy(self._rates.take(batch.epoch, batch.indices))
+        if Row().key in asked:
+            fields[Row().key] = torch.from_numpy(batch.indices).long()
         return Inputs(
             towers=self._move(towers | tokens),
             fields=self._move(fields),

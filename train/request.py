@@ -160,7 +160,17 @@ class Rate:
         return "rate"
 
 
-Request = View | Text | Pooled | Patches | Tokens | Ids | Present | Teacher | Column | Rate
+@dataclass(frozen=True)
+class Row:
+    """Which sample it is: the row of the dataset that holds it, in every epoch and after every restart; int64 (n,)."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the inputs."""
+        return "row"
+
+
+Request = View | Text | Pooled | Patches | Tokens | Ids | Present | Teacher | Column | Rate | Row
 
 
 @dataclass(frozen=True, kw_only=True)

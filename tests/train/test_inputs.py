@@ -6,7 +6,7 @@ from tests.train.test_gradients import make_model
 from train.columns import SampleColumns
 from train.inputs import InputMaker, mask_tokens
 from train.loader import Batch
-from train.request import Column, Ids, Present, Text, View
+from train.request import Column, Ids, Present, Row, Text, View
 
 SEVERAL, MASKED, LABEL = Text(columns=("rewrite",), count=2), Text(variant="masked"), Column(name="label", kind="label")
 
@@ -27,9 +27,10 @@ def batch() -> Batch:
 def test_every_request_gets_its_share(model) -> None:
     second = View(number=1)
     columns = SampleColumns(arrays={LABEL.key: np.array([0, 1, 2, 3, 4])})
-    requests = (View(), second, Text(), SEVERAL, Present(SEVERAL), Ids(), LABEL)
+    requests = (View(), second, Text(), SEVERAL, Present(SEVERAL), Ids(), LABEL, Row())
     made = InputMaker(model, requests, columns, torch.device("cpu")).make(batch())
-    assert set(made.fields) == {Present(SEVERAL).key, Ids().key, LABEL.key}
+    assert set(made.fields) == {Present(SEVERAL).key, Ids().key, LABEL.key, Row().key}
+    assert (made.fields[Row().key].tolist(), made.fields[Row().key].dtype) == ([4, 2], torch.int64)
     torch.testing.assert_close(made.towers[second.key], batch().pictures[:, 1])
     assert made.fields[LABEL.key].tolist() == [4, 2]
     assert made.fields[Present(SEVERAL).key].tolist() == [[True, False], [True, True]]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from train.distributed import World
 from train.loss import Objective, Outputs
-from train.request import Column, Ids, Patches, Pooled, Present, Rate, Request, Shape, Teacher, Text, Tokens, View
+from train.request import Column, Ids, Patches, Pooled, Present, Rate, Request, Row, Shape, Teacher, Text, Tokens, View
 
 WIDTH, IMAGE_WIDTH, TEXT_WIDTH = 8, 12, 10
 POSITIONS, LENGTH, VOCABULARY, LABELS, LIST = 5, 6, 20, 4, 3
@@ -47,6 +47,8 @@ def make_tensor(request: Request, count: int) -> torch.Tensor:
             return torch.rand(*texts(request.text), generator=generator) < 0.8
         case Rate():
             return 0.05 + 2 * torch.rand(count, generator=generator)
+        case Row():
+            return torch.randperm(10 * count, generator=generator)[:count]  # each another sample
         case Column():
             return _column(request, count, generator)
 
