@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from schemas.errors import InputError
 from train.loss import Outputs
 from train.request import Request, Text, View
 
@@ -31,6 +32,23 @@ def pair_losses(
     to_texts = cross_entropies(outputs, outputs[image], outputs.all(text), present)
     to_images = cross_entropies(outputs, outputs[text], outputs.all(image), present)
     return (to_texts + to_images) / 2
+
+
+def gather_groups(outputs: Outputs, groups: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return the images and texts of all groups that this process has samples of, and where in the whole batch the first of them lies.
+
+    Group i is the i-th of `groups` equal parts of the batch. Where those of one group lie on whole processes, only these exchange them; where
+    every group lies on one process, nobody does.
+    """
+    world = outputs.world
+    if outputs.num_rows * world.size % groups:
+        raise InputError(f"a batch of {outputs.num_rows * world.size} does not divide into {groups} groups")
+    if groups % world.size == 0:
+        return outputs[View()], outputs[Text()], world.rank * outputs.num_rows
+    if groups == 1 or world.size % groups:
+        return outputs.all(View()), outputs.all(Text()), 0
+    images, texts = (world.gather(outputs[request], groups) for request in (View(), Text()))
+    return images, texts, world.rank * outputs.num_rows // len(images) * len(images)
 
 
 def logits_both_ways(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -33,18 +33,33 @@ class World:
     local_size: int = 1  # processes on this host
     device: torch.device = CPU
     patient: distributed.ProcessGroup | None = None  # the same processes, in no hurry
+    subgroups: dict[int, distributed.ProcessGroup] = field(default_factory=dict, compare=False)  # by their number
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def gather(self, features: torch.Tensor) -> torch.Tensor:
-        """Return every process's rows in rank order, with gradients: each process gets the sum of what all ranks' losses sent it."""
-        if self.size == 1:
+    def gather(self, features: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        """Return every process's rows in rank order, with gradients: each process gets the sum of what all ranks' losses sent it.
+
+        With `groups` above 1, which divides the processes, these are the rows of as many neighbouring processes as a group has. All processes
+        must ask alike.
+        """
+        if self.size == groups:
             return features
-        gathered: torch.Tensor = _Gather.apply(features, self)  # type: ignore[no-untyped-call]
+        members = self._join(groups) if groups > 1 else None
+        gathered: torch.Tensor = _Gather.apply(features, self.size // groups, members)  # type: ignore[no-untyped-call]
         return gathered
+
+    def _join(self, groups: int) -> distributed.ProcessGroup:
+        """Return the group of this process among `groups`, which are made when first asked for."""
+        if groups not in self.subgroups:
+            share = self.size // groups
+            # Every process must make all of them, in one order.
+            made = [distributed.new_group(range(first, first + share)) for first in range(0, self.size, share)]
+            self.subgroups[groups] = made[self.rank // share]
+        return self.subgroups[groups]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a detached value over the processes."""
@@ -77,27 +92,27 @@ class World:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, world: World) -> torch.Tensor:
-        ctx.world = world
-        parts = [torch.empty_like(features) for _ in range(world.size)]
-        distributed.all_gather(parts, features.contiguous())
+    def forward(ctx: Any, features: torch.Tensor, size: int, members: distributed.ProcessGroup | None) -> torch.Tensor:
+        ctx.size, ctx.members = size, members
+        parts = [torch.empty_like(features) for _ in range(size)]
+        distributed.all_gather(parts, features.contiguous(), group=members)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _sum_own_rows(gradients[0].contiguous(), ctx.world), None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _sum_own_rows(gradients[0].contiguous(), ctx.size, ctx.members), None, None
 
 
-def _sum_own_rows(gradient: torch.Tensor, world: World) -> torch.Tensor:
-    """Return this process's rows of the sum over the processes."""
+def _sum_own_rows(gradient: torch.Tensor, size: int, members: distributed.ProcessGroup | None) -> torch.Tensor:
+    """Return this process's rows of the sum over the `size` processes of a group, or all."""
     # Half the traffic of all_reduce, which also brings what is other processes' to know.
     reduce = _REDUCE_SCATTER or (distributed.reduce_scatter_tensor if gradient.is_cuda else None)
     if reduce is None:
         total = gradient.clone()  # the caller's may belong to others too
-        distributed.all_reduce(total)
-        return total.chunk(world.size)[world.rank]
-    own = gradient.new_empty(len(gradient) // world.size, *gradient.shape[1:])
-    reduce(own, gradient)
+        distributed.all_reduce(total, group=members)
+        return total.chunk(size)[distributed.get_rank(members)]
+    own = gradient.new_empty(len(gradient) // size, *gradient.shape[1:])
+    reduce(own, gradient, group=members)
     return own
 
 
@@ -113,8 +128,9 @@ def join_world() -> Iterator[World]:
     try:
         world = _describe()
         yield world
-        if world.patient is not None:
-            distributed.destroy_process_group(world.patient)
+        for group in (world.patient, *world.subgroups.values()):
+            if group is not None:
+                distributed.destroy_process_group(group)
     finally:
         if created:
             distributed.destroy_process_group()

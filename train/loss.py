@@ -79,6 +79,7 @@ class Loss(nn.Module, ABC):
         self.needs = needs
         self.locks_images = False  # whether the image tower must not learn
         self.needs_one_caption = False  # whether the drawn texts must all be of one column, as something stored is
+        self.batch_parts = 1  # equal parts that the batch must divide into
         self.teacher_momentum = 0.0  # of the copy that answers requests for a `Teacher`
 
     @property
@@ -93,6 +94,9 @@ class Loss(nn.Module, ABC):
         """Return the share of itself that the teacher keeps at its update of this number, from 1; always `teacher_momentum` by default."""
         del number
         return self.teacher_momentum
+
+    def follow(self, momentum: float) -> None:  # noqa: B027  most losses have nothing that follows
+        """Move what the loss itself keeps beside the teacher towards what it learns, after a step; it keeps the share `momentum` of itself."""
 
     @abstractmethod
     def forward(self, outputs: Outputs) -> Mapping[str, torch.Tensor]:
@@ -139,6 +143,11 @@ class Objective(nn.Module):
         return any(loss.needs_one_caption for loss in self._losses())
 
     @property
+    def batch_parts(self) -> int:
+        """The number of equal parts that the batch must divide into."""
+        return math.lcm(*(loss.batch_parts for loss in self._losses()))
+
+    @property
     def initial_logit_scale(self) -> float:
         """The factor on cosines that the first loss with a wish starts from, or 0."""
         return next((loss.initial_logit_scale for loss in self._losses() if loss.initial_logit_scale), 0.0)
@@ -176,6 +185,8 @@ class Objective(nn.Module):
         momentum = max(loss.teacher_momentum_at(number) for loss in self._losses())
         for slow, fast in zip(self.teacher.parameters(), towers.parameters(), strict=True):
             slow.lerp_(fast, 1 - momentum)
+        for loss in self._losses():
+            loss.follow(momentum)
 
     def _losses(self) -> list[Loss]:
         return [loss for loss in self.losses.values() if isinstance(loss, Loss)]

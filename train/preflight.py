@@ -34,6 +34,10 @@ def check_settings(config: TrainConfig, num_processes: int) -> Objective:
             f"batch_size {config.batch_size} does not divide into {num_processes} processes x {config.grad_accumulation} parts; "
             f"use a multiple of {share}"
         )
+    if config.batch_size % objective.batch_parts:
+        raise InputError(
+            f"batch_size {config.batch_size} does not divide into the losses' {objective.batch_parts} groups; use a multiple"
+        )
     is_pretrained = bool(config.init or (config.towers and config.towers.image))
     if objective.locks_images and wanted_views(objective.needs) and not is_pretrained:
         raise InputError(

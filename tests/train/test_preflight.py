@@ -21,6 +21,10 @@ from train.tower_config import TowerConfig
         ({"losses": {"info": 1.0}}, "unknown loss 'info'"),
         ({"losses": {"info_nce": -1.0}}, "the weight of loss 'info_nce' is 0 or more, got -1.0"),
         ({"losses": {"info_nce": float("nan")}}, "the weight of loss 'info_nce' is 0 or more, got nan"),
+        (
+            {"batch_size": 8, "losses": {"info_nce": {"groups": 3}}},
+            "batch_size 8 does not divide into the losses' 3 groups",
+        ),
         ({"losses": {"lit": 1.0}}, "lit locks the image tower, which would stay as random as it starts; set init"),
     ],
 )
