@@ -52,6 +52,16 @@ def ray_session() -> Iterator[Executor]:
 
 
 @pytest.fixture
+def keep_threads() -> Iterator[None]:
+    """Put back the number of torch's threads, which every run sets for itself: `pytestmark = pytest.mark.usefixtures("keep_threads")`."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_pool(tmp_path: Path) -> Pool:
     """Two shards of twelve rows; `tests.pool` names the rows that are special."""
     return make_pool(tmp_path / "pool")

@@ -1,6 +1,5 @@
 """Runs whose draws depend on columns, on earlier epochs and on the model in training: what they show, and that going on is exact."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from pydantic import TypeAdapter
 
 from schemas.errors import InputError, StaleDatasetError
@@ -26,17 +24,12 @@ from train.run_schedule import CURATED_COUNTS_FILE, RunSchedule
 from train.sampling import Balance, Batches, Curation, Curriculum, Feedback, Repetition, SamplingConfig
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 # 96 samples; colour c of 4 on rows whose number % 48 is in [12 c, 12 c + 12).
 COUNT = 2 * len(SCENES)
 STEPS = 14
 SHORT = {**TINY, "samples_seen": 16 * STEPS}
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

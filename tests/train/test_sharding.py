@@ -1,6 +1,5 @@
 """Two processes that share the weights learn what one process learns, and leave a checkpoint that anybody can go on from."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,9 @@ from train.sampling import Curation, SamplingConfig
 from train.sharding import check_sharding, cut_like, is_sharded, shard_model, whole_tensor, whole_tensors
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def step_sharded(world: World, *, is_cut: bool | None = None) -> dict[str, torch.Tensor]:

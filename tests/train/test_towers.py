@@ -1,6 +1,5 @@
 """Towers that begin as pretrained ones, that are locked, that see part of a picture, that read longer texts."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from train.tower_config import TowerConfig
 from train.towers import PatchDropper, stretch_positions
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 WORDS = [
     "a",
     "red",
@@ -54,13 +55,6 @@ WORDS = [
     "right",
 ]
 SHORT = {**TINY, "samples_seen": 16 * 6, "save_every": 2, "keep_last": 9}
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

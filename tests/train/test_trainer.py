@@ -2,7 +2,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +18,11 @@ from train.metrics import read_metrics
 from train.model import load_model
 from train.trainer import TrainingStopped, TrainReport, train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 STEPS = 14
 SHORT = {**TINY, "samples_seen": 16 * STEPS}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

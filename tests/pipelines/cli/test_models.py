@@ -5,21 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.cli.app import EXIT_ERROR
 from tests.train.training import TINY, write_scenes
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 runner = CliRunner()
-
-
-@pytest.fixture(autouse=True)
-def keep_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def call(*arguments: str) -> str:
@@ -60,7 +54,9 @@ def test_a_run_goes_to_open_clip_and_comes_back_to_score_and_to_start_from(tmp_p
     found = [call("evaluate", model, "--data", str(dataset), "--json") for model in (str(tmp_path / "run"), back)]
     recalls = [re.findall(r'"[a-z_]+@\d+": [0-9.]+', one) for one in found]
     assert recalls[0] == recalls[1] != []
-    call("train", str(dataset), "--out", str(tmp_path / "second"), *flags, "--set=model_options={}", f"--set=init={back}")
+    call(
+        "train", str(dataset), "--out", str(tmp_path / "second"), *flags, "--set=model_options={}", f"--set=init={back}"
+    )
 
 
 @pytest.mark.parametrize(

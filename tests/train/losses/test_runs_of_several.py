@@ -1,11 +1,9 @@
 """Runs of several losses, or of several captions: weights of 0, stored embeddings under a mixture, what the log says of draws."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from schemas.errors import InputError
 from tests.train.losses.scenes import COLUMNS_FILE, write_rich_scenes
@@ -14,12 +12,7 @@ from train.config import TrainConfig
 from train.metrics import read_metrics
 from train.trainer import TrainReport, train
 
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("keep_threads")
 
 
 @pytest.fixture(scope="module")

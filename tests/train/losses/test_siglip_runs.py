@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,18 +24,13 @@ from train.request import Text, View
 from train.tokenizer import train_tokenizer
 from train.trainer import TrainReport, _build_objective, train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 SCALE, BIAS = 117.3, -12.9
 LOSS_BIAS = "weight.objective.losses.siglip.bias"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # A rate at which nothing moves that float32 could tell.
 STILL = 1e-12
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
