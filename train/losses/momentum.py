@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 
 from schemas.errors import InputError
+from train.derived import sum_chunks
 from train.loss import Loss, Outputs
 from train.request import Request, Row, Shape, Teacher, Text, View
 
@@ -69,29 +70,18 @@ class Momentum(Loss):
         with torch.no_grad():
             images, texts = outputs.all(Teacher(View())).detach(), outputs.all(Teacher(Text())).detach()
         rows = outputs.all(Row())
-        # Neither keys nor queues have gradients; so a chunk's gradients are computed while its similarities are there, and these go.
         to_texts = self._contrast(outputs, View(), _Keys(texts, rows, self._filled(self.text_queue)))
         to_images = self._contrast(outputs, Text(), _Keys(images, rows, self._filled(self.image_queue)))
         self._remember(images, texts, rows)
         return {"momentum": (to_texts + to_images) / 2}
 
     def _contrast(self, outputs: Outputs, queries: Request, keys: "_Keys") -> torch.Tensor:
-        """Return the mean cross-entropy of own rows, with its gradients."""
-        features = outputs[queries].detach().requires_grad_()
-        scale = outputs.logit_scale.detach().requires_grad_()
-        value, scale_slope = torch.zeros_like(scale), torch.zeros_like(scale)
-        slopes = []
-        for start in range(0, len(features), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            with torch.enable_grad():
-                part = features[chunk]
-                total = self._sum_losses(part, scale, keys, outputs.own_rows[chunk]) / len(features)
-            slope, more = torch.autograd.grad(total, (part, scale))
-            value = value + total.detach()
-            scale_slope = scale_slope + more
-            slopes.append(slope)
-        linear = (outputs[queries] * torch.cat(slopes)).sum() + outputs.logit_scale * scale_slope
-        return value + (linear - linear.detach())  # 0, and these gradients
+        """Return the mean cross-entropy of own rows."""
+
+        def compute(chunk: slice, part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return self._sum_losses(part, scale, keys, outputs.own_rows[chunk])
+
+        return sum_chunks(compute, (outputs[queries],), (outputs.logit_scale,), _CHUNK) / outputs.num_rows
 
     def _sum_losses(self, part: torch.Tensor, scale: torch.Tensor, keys: "_Keys", own: torch.Tensor) -> torch.Tensor:
         matches, own_samples = keys.features[own], keys.rows[own, None]
