@@ -11,6 +11,7 @@ from pathlib import Path
 
 from curate.operator import Operator
 from schemas.errors import InputError
+from schemas.model_layout import conversion_hint
 
 # What decides a model's output: weights, configuration, preprocessing, tokenizer. Optimiser states and notes beside them do not.
 _MODEL_FILES = (
@@ -86,7 +87,7 @@ def model_identity(model: str, revision: str = "") -> dict[str, str]:
         return {"weights": weights_digest(model)}
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or not model:
         raise InputError(
-            f"model folder {model!r} does not exist; give a folder that transformers can load, or a hub id"
+            f"model folder {model!r} does not exist; give a folder that transformers can load, or a hub id{conversion_hint(model)}"
         )
     if not _COMMIT.fullmatch(revision):
         raise InputError(

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from schemas.errors import InputError, StaleDatasetError, WinnowError
+from schemas.model_layout import conversion_hint
 from train.model import ImageTextModel
 
 CHECKPOINTS = "checkpoints"
@@ -129,7 +130,7 @@ def find_checkpoint(run_or_checkpoint: str | Path) -> Path:
         return path
     raise InputError(
         f"{path} is neither a run with a checkpoint nor a model folder (no {CHECKPOINTS}/step_*, no config.json); give a run, one of its "
-        "checkpoints, a folder that save_pretrained wrote, or a hub id with its revision"
+        f"checkpoints, a folder that save_pretrained wrote, or a hub id with its revision{conversion_hint(path)}"
     )
 
 

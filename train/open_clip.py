@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from schemas.errors import InputError
+from schemas.model_layout import OPEN_CLIP_CONFIG
 from train.checkpoint import find_checkpoint, new_model_folder
 from train.config import MODELS
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from train.model import ImageTextModel
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 # What open_clip's own folders are called; the first that is there is read.
 _WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -110,7 +110,7 @@ def to_open_clip(model: str, out: str, *, revision: str = "") -> Path:
         if loaded.logit_bias is not None:
             state["logit_bias"] = torch.tensor(loaded.logit_bias)
         save_file(state, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        (staging / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         loaded.tokenizer.save_pretrained(staging)
     return Path(out)
 
@@ -235,7 +235,7 @@ def _read_config(folder: Path, named: str) -> dict[str, Any]:
         text = {"context_length": shape.context_length, "vocab_size": shape.vocab_size, "width": shape.text_width}
         text |= {"heads": shape.text_heads, "layers": shape.text_layers}
         return {"model_cfg": {"embed_dim": shape.embed_dim, **quick, "vision_cfg": vision, "text_cfg": text}}
-    path = Path(named) if named else folder / CONFIG_FILE
+    path = Path(named) if named else folder / OPEN_CLIP_CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

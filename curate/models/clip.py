@@ -24,6 +24,7 @@ from curate.models.staging import Feeder, cut_pictures, cut_texts, flatten_ids, 
 from curate.operator import Resources, ShardOperator
 from schemas.direct_tokenizer import find_direct
 from schemas.errors import InputError
+from schemas.model_layout import conversion_hint
 
 if TYPE_CHECKING:
     import torch
@@ -288,7 +289,9 @@ def _from_pretrained(model: str, revision: str) -> Any:
     try:
         network = AutoModel.from_pretrained(model, dtype=torch.float32, **pinned)
     except (OSError, ValueError) as error:
-        raise InputError(f"{model} holds no model that transformers can load: {error}") from error
+        raise InputError(
+            f"{model} holds no model that transformers can load: {error}{conversion_hint(model)}"
+        ) from error
     if not hasattr(network, "get_image_features") or not hasattr(network, "get_text_features"):
         raise InputError(f"{model} holds a {type(network).__name__}, which is no image-text model with two towers")
     return network

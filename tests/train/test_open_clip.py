@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from schemas.errors import InputError
+from schemas.model_layout import OPEN_CLIP_CONFIG
 from train.config import MODELS, ModelConfig
 from train.model import ImageTextModel, build_model, load_model
-from train.open_clip import CONFIG_FILE, WEIGHTS_FILE, _ratio, from_open_clip, to_open_clip
+from train.open_clip import WEIGHTS_FILE, _ratio, from_open_clip, to_open_clip
 from train.tokenizer import train_tokenizer
 
 TEXTS = ["a red dog", "two blue cats on a mat", "", "a dog " * 30]
@@ -143,7 +144,7 @@ def padded_ids(model: ImageTextModel) -> torch.Tensor:
 
 
 def read_reference(folder: Path) -> Reference:
-    described = json.loads((folder / CONFIG_FILE).read_text())
+    described = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
     reference = Reference(described["model_cfg"])
     reference.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
     return reference.eval()
@@ -158,7 +159,7 @@ def test_open_clip_computes_the_same_features(act: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode_image(images()), reference.encode_image(images()))
     torch.testing.assert_close(model.encode_text(TEXTS), reference.encode_text(padded_ids(model)))
     assert reference.logit_scale == model.logit_scale
-    described = json.loads((tmp_path / "deep" / "out" / CONFIG_FILE).read_text())
+    described = json.loads((tmp_path / "deep" / "out" / OPEN_CLIP_CONFIG).read_text())
     assert described["model_cfg"]["text_cfg"]["pool_type"] == "eos"
     assert described["preprocess_cfg"]["size"] == [32, 32]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
@@ -234,9 +235,9 @@ def test_names_of_open_clips_models_and_a_custom_text_tower(tmp_path: Path) -> N
     state = load_file(tmp_path / "there" / WEIGHTS_FILE)
     renamed = {f"text.{name}" if name.startswith(texts) else name: value for name, value in state.items()}
     save_file(renamed, tmp_path / "there" / WEIGHTS_FILE)
-    described = json.loads((tmp_path / "there" / CONFIG_FILE).read_text())
+    described = json.loads((tmp_path / "there" / OPEN_CLIP_CONFIG).read_text())
     described["model_cfg"]["custom_text"] = True
-    (tmp_path / "there" / CONFIG_FILE).write_text(json.dumps(described))
+    (tmp_path / "there" / OPEN_CLIP_CONFIG).write_text(json.dumps(described))
     from_open_clip(str(tmp_path / "there"), str(tmp_path / "back"))
     assert torch.equal(load_model(tmp_path / "back").encode_text(["a"]), model.eval().encode_text(["a"]))
     for name in ("ViT-B-32", "vit-b-32-quickgelu"):
@@ -316,9 +317,9 @@ def test_what_open_clip_has_not(tmp_path: Path) -> None:
 def test_what_transformers_has_not(place: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     to_open_clip(str(tmp_path / "model"), str(tmp_path / "there"))
-    described = json.loads((tmp_path / "there" / CONFIG_FILE).read_text())
+    described = json.loads((tmp_path / "there" / OPEN_CLIP_CONFIG).read_text())
     described["model_cfg"][place] |= changes
-    (tmp_path / "there" / CONFIG_FILE).write_text(json.dumps(described))
+    (tmp_path / "there" / OPEN_CLIP_CONFIG).write_text(json.dumps(described))
     with pytest.raises(InputError, match=message):
         from_open_clip(str(tmp_path / "there"), str(tmp_path / "out"))
 
@@ -350,8 +351,8 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         InputError, match=r"there holds no weights of open_clip; looked for open_clip_model\.safetensors"
     ):
         from_open_clip(str(tmp_path / "there"), out)
-    described = json.loads((tmp_path / "there" / CONFIG_FILE).read_text())
+    described = json.loads((tmp_path / "there" / OPEN_CLIP_CONFIG).read_text())
     described["preprocess_cfg"]["resize_mode"] = "squash"
-    (tmp_path / "there" / CONFIG_FILE).write_text(json.dumps(described))
+    (tmp_path / "there" / OPEN_CLIP_CONFIG).write_text(json.dumps(described))
     with pytest.raises(InputError, match="has resize_mode = 'squash'"):
         from_open_clip(str(tmp_path / "there"), out)
