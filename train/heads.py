@@ -55,19 +55,27 @@ def num_heads(width: int) -> int:
     return width // 64 if width % 64 == 0 else 1
 
 
-def sum_token_losses(layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Return the cross-entropies of the ids (m,) among `layer`'s outputs for the tokens (m, width), added up, in float32.
+def sum_token_losses(
+    layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor, chunk: int, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the cross-entropies of the ids (m,) among `layer`'s outputs for the tokens (m, width), added up, in float32; `weights` (m,) weigh them.
 
     Outputs over a vocabulary are the largest tensors of a step. So they are computed `chunk` tokens at a time, and once more on the way
     back where there are more: memory is chunk x vocabulary however many tokens there are.
     """
+    given = (tokens, ids) if weights is None else (tokens, ids, weights)
     if len(tokens) <= chunk:
-        return _sum_token_losses(layer, tokens, ids)
+        return _sum_token_losses(layer, *given)
     total = tokens.new_zeros((), dtype=torch.float32)
-    for part in zip(torch.split(tokens, chunk), torch.split(ids, chunk), strict=True):
+    for part in zip(*(torch.split(values, chunk) for values in given), strict=True):
         total = total + checkpoint(_sum_token_losses, layer, *part, use_reentrant=False, preserve_rng_state=False)
     return total
 
 
-def _sum_token_losses(layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(layer(tokens).float(), ids, reduction="sum")
+def _sum_token_losses(
+    layer: nn.Linear, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    logits = layer(tokens).float()
+    if weights is None:
+        return functional.cross_entropy(logits, ids, reduction="sum")
+    return weights @ functional.cross_entropy(logits, ids, reduction="none")

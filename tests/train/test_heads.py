@@ -97,3 +97,17 @@ def test_outputs_are_not_kept() -> None:
         kept.clear()
         token_losses(23)
     assert 23 * 40 in kept  # of one chunk there is no need to compute them again
+
+
+@pytest.mark.parametrize("chunk", [5, 1024])
+def test_token_losses_are_weighed(chunk: int) -> None:
+    torch.manual_seed(0)
+    layer, tokens, ids = torch.nn.Linear(6, 9), torch.randn(13, 6, requires_grad=True), torch.randint(0, 9, (13,))
+    weights = torch.rand(13)
+    total = sum_token_losses(layer, tokens, ids, chunk, weights)
+    total.backward()
+    found, tokens.grad = tokens.grad, None
+    expected = sum(weights[i] * torch.nn.functional.cross_entropy(layer(tokens[i]), ids[i]) for i in range(13))
+    expected.backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(found, tokens.grad)
