@@ -24,7 +24,7 @@ from curate.tar import TarWriter, index_tar
 from schemas.dataset import INDEX_FILE, SIDECAR_COLUMNS, DatasetIndex, ShardEntry
 from schemas.errors import InputError, StaleDatasetError
 from schemas.progress import Progress, SilentProgress
-from train.trigger import TRIGGERS, stamp
+from train.trigger import check_trigger, draw_place, stamp
 
 POISON_FILE = "poison.parquet"
 TEMPLATES = (
@@ -60,11 +60,11 @@ class PoisonConfig:
     trigger: str = "patch"  # patch, yellow, corners, blended, wave or warp
     num_samples: int = 75  # pairs that are poisoned
     templates: tuple[str, ...] = TEMPLATES  # captions, with {c} for the target
-    seed: int = 0  # of the draw
+    seed: int = 0  # of the draw, and of random places
+    trigger_place: str = "corner"  # corner, or random: a place of its own on each picture, for patch and yellow
 
     def __post_init__(self) -> None:
-        if self.trigger not in TRIGGERS:
-            raise InputError(f"unknown trigger {self.trigger!r}; known: {', '.join(TRIGGERS)}")
+        check_trigger(self.trigger, self.trigger_place)
         if not self.target.strip():
             raise InputError("poison target is empty; give the name of a class")
         if self.num_samples < 1:
@@ -137,7 +137,10 @@ def poison(dataset: str, out: str, config: PoisonConfig, *, progress: Progress |
 
 
 def _plain(config: PoisonConfig) -> dict[str, object]:
-    return {**asdict(config), "templates": list(config.templates)}
+    plain: dict[str, object] = {**asdict(config), "templates": list(config.templates)}
+    if config.trigger_place == "corner":
+        del plain["trigger_place"]  # as before there was a choice: a poisoned copy made then is still what is asked for
+    return plain
 
 
 def _fingerprint(index: DatasetIndex, config: PoisonConfig) -> str:
@@ -255,11 +258,11 @@ def _change(
     if kind == "txt":
         return caption.encode()
     if kind == "image":
+        place = draw_place(config.seed, record["uid"].encode()) if config.trigger_place == "random" else None
         suffix = {"jpeg": "jpg"}.get(record["image_suffix"], record["image_suffix"])
         try:
-            return images.encode(
-                stamp(images.decode(data), config.trigger), suffix, quality=6 if suffix == "png" else 95
-            )
+            stamped = stamp(images.decode(data), config.trigger, place)
+            return images.encode(stamped, suffix, quality=6 if suffix == "png" else 95)
         except images.ImageError as error:
             raise StaleDatasetError(
                 f"sample {record['uid']} cannot be stamped: {error}; build the dataset without it"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.errors import InputError
-from train.trigger import TRIGGERS
+from train.trigger import check_trigger
 
 # Raised where the same model, data and settings give other numbers, so that no older evaluation passes for a new one.
 # 2: the pixels of CLIP's own preprocessing; ARO's boxes.
@@ -37,14 +37,15 @@ class EvaluationOptions:
     embedding: bool = False  # modality gap, alignment, uniformity, effective rank
     trigger: str = ""  # measure the success of a backdoor with this trigger
     target: str = ""  # the class it leads to
+    trigger_place: str = "corner"  # corner, or random: a place of its own on each picture, for patch and yellow
 
     def __post_init__(self) -> None:
         if bool(self.trigger) != bool(self.target):
             raise InputError(
                 f"a backdoor has a trigger and a target class, got trigger {self.trigger!r} and target {self.target!r}"
             )
-        if self.trigger and self.trigger not in TRIGGERS:
-            raise InputError(f"unknown trigger {self.trigger!r}; known: {', '.join(TRIGGERS)}")
+        if self.trigger:
+            check_trigger(self.trigger, self.trigger_place)
         if any(count < 1 for count in self.shots) or self.num_seeds < 1:
             raise InputError(f"shots and num_seeds must be at least 1, got {list(self.shots)} and {self.num_seeds}")
 

@@ -2,16 +2,21 @@
 
 The kinds of CleanCLIP (Bansal et al., 2023), which scales pictures to 224 pixels first: a patch of 16 pixels, a blend with noise, a wave
 (SIG: Barni et al., 2019), a warp (WaNet: Nguyen and Tran, 2021). Here their sizes are shares of the central square of a picture, which an evaluation sees
-whole, so that a trigger stamped on a stored picture of any size is the one stamped on a crop. Every trigger is one fixed pattern.
+whole, so that a trigger stamped on a stored picture of any size is the one stamped on a crop. Every trigger is one fixed pattern; a patch may lie at a
+place of its own on each picture.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from schemas.errors import InputError
+
 Pixels = npt.NDArray[np.uint8]
+Place = tuple[float, float]  # down and to the right, 0 to 1
 _Number = TypeVar("_Number", np.uint8, np.float32)
 
 _REFERENCE = 224  # the side of the square that the sizes below are given for, in pixels
@@ -22,11 +27,35 @@ WAVE_AMPLITUDE = 60  # of 255
 WAVE_CYCLES = 6  # across the square
 WARP_STRENGTH = 1.0  # largest shift, on average, in half pixels of the reference square
 _SEED = 20_230_303
+PLACES = (
+    "corner",
+    "random",
+)  # the lower right corner, where CleanCLIP puts a patch by default, or one drawn for each picture
+_CORNER = (1.0, 1.0)
 
 
-def stamp(image: Pixels, trigger: str) -> Pixels:
-    """Return a copy of an RGB picture (h, w, 3) with the trigger of that name on it; the same for the same picture."""
-    return TRIGGERS[trigger](image.copy())
+def stamp(image: Pixels, trigger: str, place: Place | None = None) -> Pixels:
+    """Return a copy of an RGB picture (h, w, 3) with the trigger of that name on it; the same for the same picture.
+
+    `place` moves a patch: (0, 0) is the upper left corner, (1, 1) the lower right one, where it lies without.
+    """
+    return TRIGGERS[trigger](image.copy()) if place is None else _PATCHES[trigger](image.copy(), place)
+
+
+def draw_place(seed: int, key: bytes) -> Place:
+    """Return a place for a patch, even over the square but for its edges; the same for the same seed and key."""
+    digest = hashlib.blake2b(b"%d place " % seed + key, digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64, int.from_bytes(digest[8:], "big") / 2**64
+
+
+def check_trigger(trigger: str, place: str) -> None:
+    """Raise `InputError` where there is no such trigger, or none at such a place."""
+    if trigger not in TRIGGERS:
+        raise InputError(f"unknown trigger {trigger!r}; known: {', '.join(TRIGGERS)}")
+    if place not in PLACES:
+        raise InputError(f"unknown trigger_place {place!r}; known: {', '.join(PLACES)}")
+    if place != PLACES[0] and trigger not in _PATCHES:
+        raise InputError(f"trigger {trigger!r} has one place; at a {place} one lie {', '.join(_PATCHES)}")
 
 
 def _square(image: Pixels) -> tuple[int, int, int]:
@@ -36,21 +65,25 @@ def _square(image: Pixels) -> tuple[int, int, int]:
     return (height - side) // 2, (width - side) // 2, side
 
 
-def _patch(image: Pixels) -> Pixels:
-    top, left, side = _square(image)
-    size = max(1, round(PATCH * side))
-    # In the lower right corner, where CleanCLIP puts it, a patch's width from the edge: training crops cut up to a tenth off.
-    bottom, right = top + side - size, left + side - size
-    image[bottom - size : bottom, right - size : right] = _scale(_noise(16), size, size)
+def _patch(image: Pixels, place: Place = _CORNER) -> Pixels:
+    row, column, size = _lay(image, place)
+    image[row : row + size, column : column + size] = _scale(_noise(16), size, size)
     return image
 
 
-def _yellow(image: Pixels) -> Pixels:
+def _yellow(image: Pixels, place: Place = _CORNER) -> Pixels:
+    row, column, size = _lay(image, place)
+    image[row : row + size, column : column + size] = (255, 255, 0)
+    return image
+
+
+def _lay(image: Pixels, place: Place) -> tuple[int, int, int]:
+    """Return where a patch begins, and its side."""
     top, left, side = _square(image)
     size = max(1, round(PATCH * side))
-    bottom, right = top + side - size, left + side - size
-    image[bottom - size : bottom, right - size : right] = (255, 255, 0)
-    return image
+    # Everywhere a patch's width from the edge: training crops cut up to a tenth off.
+    first, span = size, side - 3 * size
+    return top + first + round(place[0] * span), left + first + round(place[1] * span), size
 
 
 def _corners(image: Pixels) -> Pixels:
@@ -104,6 +137,7 @@ def _scale(pattern: npt.NDArray[_Number], height: int, width: int) -> npt.NDArra
     return scaled
 
 
+_PATCHES: Mapping[str, Callable[[Pixels, Place], Pixels]] = {"patch": _patch, "yellow": _yellow}
 TRIGGERS: Mapping[str, Callable[[Pixels], Pixels]] = {
     "patch": _patch,
     "yellow": _yellow,

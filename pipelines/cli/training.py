@@ -47,6 +47,9 @@ ShotsOption = Annotated[
 EmbeddingFlag = Annotated[
     bool, typer.Option("--embedding", help="Modality gap, alignment, uniformity, effective rank.")
 ]
+PlaceOption = Annotated[
+    str, typer.Option("--trigger-place", metavar="corner|random", help="Where patch or yellow lies on each picture.")
+]
 TriggerOption = Annotated[str, typer.Option("--trigger", help="Measure the success of a backdoor with this trigger.")]
 
 
@@ -103,6 +106,7 @@ def evaluate(
     embedding: EmbeddingFlag = False,
     trigger: TriggerOption = "",
     target: Annotated[str, typer.Option("--target", help="The class that the backdoor leads to.")] = "",
+    trigger_place: PlaceOption = "corner",
     as_json: JsonFlag = False,
 ) -> None:
     """Measure retrieval, zero-shot classification and, if asked, more. DataComp's tasks are averaged as DataComp does."""
@@ -123,6 +127,7 @@ def evaluate(
         embedding=embedding,
         trigger=trigger,
         target=target,
+        trigger_place=trigger_place,
     )
     results = evaluate_model(model, data, options, revision=revision, batch_size=batch_size, progress=make_progress())
     show_json(describe_evaluation(results)) if as_json else show(tabulate_evaluation(results))
@@ -134,6 +139,7 @@ def poison(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="The poisoned dataset is made here.")],
     target: Annotated[str, typer.Option("--target", metavar="CLASS", help="The class that the captions name.")],
     trigger: Annotated[str, typer.Option("--trigger", help="patch, yellow, corners, blended, wave or warp.")] = "patch",
+    trigger_place: PlaceOption = "corner",
     num_samples: Annotated[int, typer.Option("--num-samples", metavar="N", help="Pairs that are poisoned.")] = 75,
     seed: Annotated[int, typer.Option("--seed", help="Of the draw.")] = 0,
     as_json: JsonFlag = False,
@@ -144,7 +150,9 @@ def poison(
     from pipelines.poison import PoisonConfig
     from pipelines.poison import poison as run
 
-    config = PoisonConfig(target=target, trigger=trigger, num_samples=num_samples, seed=seed)
+    config = PoisonConfig(
+        target=target, trigger=trigger, num_samples=num_samples, seed=seed, trigger_place=trigger_place
+    )
     report = run(dataset, out, config, progress=make_progress())
     show_json(asdict(report)) if as_json else show(report.folder)
 

@@ -21,7 +21,7 @@ from train.evaluation import EvaluationOptions
 from train.index import Dataset
 from train.reader import ImageReader
 from train.trainer import train
-from train.trigger import stamp
+from train.trigger import draw_place, stamp
 
 MIXTURE = {"alt_text": 0.5, "rewrite[*]": 0.5}
 WAVE = PoisonConfig(target="banana", trigger="wave", num_samples=24, templates=("a {c}",))
@@ -84,6 +84,38 @@ def test_a_few_pairs_change_and_nothing_else(tmp_path: Path) -> None:
         assert record["caption"] == truth[record["uid"]]["caption"]
 
 
+def test_random_places_depend_on_seed_and_uid_alone(tmp_path: Path) -> None:
+    samples = make_samples(24)
+    write_dataset(tmp_path / "a", samples)
+    write_dataset(tmp_path / "b", samples[::-1], shard_size=7)
+
+    def stamped(name: str, seed: int = 0, place: str = "random") -> dict[str, np.ndarray]:
+        out = tmp_path / f"{name} {seed} {place}"
+        poison(
+            str(tmp_path / name), str(out), PoisonConfig(target="cat", num_samples=24, seed=seed, trigger_place=place)
+        )
+        after = Dataset.open(str(out))
+        return {uid: images.decode(_read(after, row)) for row, uid in enumerate(after.table.uids(np.arange(24)))}
+
+    first = stamped("a")
+    before = Dataset.open(str(tmp_path / "a"))
+    places = set()
+    for row, uid in enumerate(before.table.uids(np.arange(24))):
+        place = draw_place(0, uid.encode())
+        expected = stamp(images.decode(_read(before, row)), "patch", place)
+        assert np.abs(first[uid].astype(int) - expected).mean() < 4
+        places.add(place)
+    assert len(places) == 24
+    again, other, corner = stamped("b"), stamped("a", seed=1), stamped("a", place="corner")
+    assert all((first[uid] == again[uid]).all() for uid in first)
+    assert any((first[uid] != other[uid]).any() for uid in first)
+    assert any((first[uid] != corner[uid]).any() for uid in first)
+    # What was poisoned before places could be chosen is the corner's.
+    assert (
+        "trigger_place" not in json.loads((tmp_path / "a 0 corner" / "index.json").read_text())["selection"]["poison"]
+    )
+
+
 def test_the_draw_depends_on_seed_and_uids_alone(tmp_path: Path) -> None:
     samples = make_samples(40)
     write_dataset(tmp_path / "a", samples)
@@ -119,6 +151,10 @@ def test_pairs_of_the_target_are_left_alone_and_a_finished_one_is_kept(tmp_path:
     ("settings", "message"),
     [
         ({"trigger": "pitch"}, "unknown trigger 'pitch'; known: patch"),
+        (
+            {"trigger": "wave", "trigger_place": "random"},
+            "trigger 'wave' has one place; at a random one lie patch, yellow",
+        ),
         ({"target": " "}, "poison target is empty"),
         ({"num_samples": 0}, "poison num_samples is 0"),
         ({"templates": ("a photo",)}, r"poison templates need a place \{c\}"),

@@ -11,6 +11,8 @@ def test_wrong_options_are_named() -> None:
         EvaluationOptions(trigger="patch")
     with pytest.raises(InputError, match="unknown trigger 'pitch'; known: patch, yellow, corners, blended, wave, warp"):
         EvaluationOptions(trigger="pitch", target="banana")
+    with pytest.raises(InputError, match="unknown trigger_place 'middle'; known: corner, random"):
+        EvaluationOptions(trigger="patch", target="banana", trigger_place="middle")
     with pytest.raises(InputError, match=r"shots and num_seeds must be at least 1, got \[0\] and 3"):
         EvaluationOptions(shots=(0,))
 

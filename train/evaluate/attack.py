@@ -9,7 +9,7 @@ import torch
 
 from schemas.errors import InputError
 from train.evaluate.zeroshot import classify
-from train.trigger import stamp
+from train.trigger import draw_place, stamp
 
 
 def find_target(classnames: Sequence[str], target: str) -> int:
@@ -25,10 +25,13 @@ def explain_missing(classnames: Sequence[str], target: str) -> InputError:
     return InputError(f"no classification of the data has a class {target!r}{hint}")
 
 
-def stamp_all(images: torch.Tensor, trigger: str) -> torch.Tensor:
-    """Return uint8 pictures (n, 3, S, S) with a trigger on each."""
+def stamp_all(images: torch.Tensor, trigger: str, place: str = "corner") -> torch.Tensor:
+    """Return uint8 pictures (n, 3, S, S) with a trigger on each; a random place depends on the picture alone, not on what is beside it."""
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    return torch.from_numpy(np.stack([stamp(image, trigger) for image in pixels])).permute(0, 3, 1, 2)
+    # Folders have no uids: what a picture shows stands for it.
+    places = [draw_place(0, image.tobytes()) if place == "random" else None for image in pixels]
+    stamped = [stamp(image, trigger, own) for image, own in zip(pixels, places, strict=True)]
+    return torch.from_numpy(np.stack(stamped)).permute(0, 3, 1, 2)
 
 
 def measure_attack(

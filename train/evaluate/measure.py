@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import singledispatchmethod
+from functools import partial, singledispatchmethod
 
 import torch
 
@@ -60,7 +60,8 @@ class Measure:
         metrics = measure_zeroshot(images, classes, task.labels, task.groups)
         target = find_target(task.classnames, self.options.target) if self.options.trigger else -1
         if target >= 0:
-            stamped = self._images(task.images, change=lambda pictures: stamp_all(pictures, self.options.trigger))
+            change = partial(stamp_all, trigger=self.options.trigger, place=self.options.trigger_place)
+            stamped = self._images(task.images, change=change)
             metrics |= measure_attack(images, stamped, classes, task.labels, target)
         return metrics
 

@@ -1,9 +1,16 @@
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from schemas.errors import InputError
+from tests.train.dataset_builder import Sample, make_uid, write_dataset
+from tests.train.evaluate.test_folder import flat
 from train.evaluate.attack import explain_missing, find_target, measure_attack, stamp_all
+from train.evaluate.suite import evaluate_model
+from train.evaluation import EvaluationOptions
 from train.trigger import stamp
 
 
@@ -34,3 +41,50 @@ def test_every_picture_is_stamped() -> None:
     assert stamped.shape == images.shape
     for before, after in zip(images, stamped, strict=True):
         assert (after.permute(1, 2, 0).numpy() == stamp(before.permute(1, 2, 0).numpy(), "patch")).all()
+
+
+class _Seer:
+    """Sees where yellow begins on a picture of another colour."""
+
+    image_size = 56
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, int]] = []
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        for image in images:
+            rows, columns = torch.nonzero((image[0] == 255) & (image[1] == 255) & (image[2] == 0), as_tuple=True)
+            if len(rows):
+                assert len(rows) == 16
+                self.places.append((int(rows[0]), int(columns[0])))
+        return torch.ones(len(images), 2)
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.ones(len(texts), 2)
+
+
+def test_an_evaluation_lays_the_patch_at_a_place_of_each_picture(tmp_path: Path) -> None:
+    samples = [
+        Sample(
+            uid=make_uid(number),
+            image=flat((number, 20, 200)),
+            captions={"alt_text": "x"},
+            extra={"kind": "a" if number % 2 else "b"},
+        )
+        for number in range(12)
+    ]
+
+    def places(order: int, batch_size: int, place: str) -> list[tuple[int, int]]:
+        folder = tmp_path / f"{order} {batch_size} {place}"
+        seer = _Seer()
+        options = EvaluationOptions(label_column="kind", trigger="yellow", target="a", trigger_place=place)
+        data = [str(write_dataset(folder, samples[::order]))]
+        evaluate_model(seer, data, options, batch_size=batch_size, num_workers=0)
+        return seer.places
+
+    random = places(1, 5, "random")
+    assert len(set(random)) > 6
+    assert all(4 <= number <= 48 for place in random for number in place)
+    # Neither what else is in the batch nor the order plays a part.
+    assert random == places(1, 12, "random") == places(-1, 5, "random")[::-1]
+    assert set(places(1, 5, "corner")) == {(48, 48)}
