@@ -181,8 +181,9 @@ def describe_request(request: Request) -> str:
             return f"{f'up to {count} of ' if count > 1 else ''}the captions {', '.join(f'`{c}`' for c in columns)}"
         case Text(variant=variant) if variant:
             return f"{variant} texts"
-        case Pooled(view) | Patches(view) | Teacher(View() as view):
-            kind = "a teacher's features" if isinstance(request, Teacher) else type(request).__name__.lower()
+        case Pooled(view) | Patches(view) | Teacher(View() as view) | Teacher(Pooled(view)):
+            what = "output" if isinstance(request, Teacher) and isinstance(request.source, Pooled) else "features"
+            kind = f"a teacher's {what}" if isinstance(request, Teacher) else type(request).__name__.lower()
             return f"{kind if kind != 'pooled' else 'the output'} of {'augmented views' if view.number else 'the image tower'}"
         case Tokens(text):
             return f"tokens of {text.variant + ' texts' if text.variant else 'the text tower'}"

@@ -1,7 +1,7 @@
 """Decodes the pictures of a batch: one image file at a time, cropped and resized into the batch's memory."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -36,6 +36,23 @@ class Decoder:
         bytes are no image or a broken one.
         """
         self.fit(data, choose, lambda _: out)
+
+    def crops(self, data: bytes, chosen: Sequence[Callable[[int, int], Box]], outs: Sequence[Pixels]) -> None:
+        """As `crop`, several parts of one image, which is decoded once, as finely as the part that needs most of it."""
+        if data[:3] == _JPEG_START and _is_upright(data):
+            try:
+                height, width, *_ = simplejpeg.decode_jpeg_header(data)
+                boxes = [choose(height, width) for choose in chosen]
+                rgb = self._decode_jpeg(data, (height, width), list(zip(boxes, outs, strict=True)))
+            except ValueError:
+                pass  # as in `fit`
+            else:
+                for box, out in zip(boxes, outs, strict=True):
+                    _resize(rgb, _shrink_box(box, (height, width), rgb), out)
+                return
+        rgb = _decode_with_pillow(data)
+        for choose, out in zip(chosen, outs, strict=True):
+            _resize(rgb, choose(*rgb.shape[:2]), out)
 
     def fit(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
         """As `crop`, into what `allocate` returns for the part that is kept, which may be called twice."""
@@ -97,25 +114,36 @@ class Decoder:
 
     def _fit_jpeg(self, data: bytes, choose: Callable[[int, int], Box], allocate: Callable[[Box], Pixels]) -> Pixels:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        if len(self._scratch) < height * width * 3:
-            self._scratch = np.empty(height * width * 3, dtype=np.uint8)
         box = choose(height, width)
         out = allocate(box)
-        rgb = simplejpeg.decode_jpeg(
+        rgb = self._decode_jpeg(data, (height, width), [(box, out)])
+        return _resize(rgb, _shrink_box(box, (height, width), rgb), out)
+
+    def _decode_jpeg(self, data: bytes, size: tuple[int, int], parts: Sequence[tuple[Box, Pixels]]) -> Pixels:
+        """Return a JPEG at the smallest of its sizes whose parts still cover what they are to become; the next call takes its memory."""
+        height, width = size
+        if len(self._scratch) < height * width * 3:
+            self._scratch = np.empty(height * width * 3, dtype=np.uint8)
+        found: Pixels = simplejpeg.decode_jpeg(
             data,
             colorspace="RGB",
             fastupsample=True,
-            min_height=min(height, -(-out.shape[0] * height // box[2])),
-            min_width=min(width, -(-out.shape[1] * width // box[3])),
+            min_height=max(min(height, -(-out.shape[0] * height // box[2])) for box, out in parts),
+            min_width=max(min(width, -(-out.shape[1] * width // box[3])) for box, out in parts),
             min_factor=2,
             buffer=self._scratch,
         )
-        if rgb.shape[0] != height:
-            down, across = rgb.shape[0] / height, rgb.shape[1] / width
-            top, left = round(box[0] * down), round(box[1] * across)
-            bottom, right = round((box[0] + box[2]) * down), round((box[1] + box[3]) * across)
-            box = (top, left, max(1, bottom - top), max(1, right - left))
-        return _resize(rgb, box, out)
+        return found
+
+
+def _shrink_box(box: Box, size: tuple[int, int], rgb: Pixels) -> Box:
+    """Return a part of a picture of this height and width in the reduced one."""
+    if rgb.shape[0] == size[0]:
+        return box
+    down, across = rgb.shape[0] / size[0], rgb.shape[1] / size[1]
+    top, left = round(box[0] * down), round(box[1] * across)
+    bottom, right = round((box[0] + box[2]) * down), round((box[1] + box[3]) * across)
+    return top, left, max(1, bottom - top), max(1, right - left)
 
 
 def _resize(rgb: Pixels, box: Box, out: Pixels) -> Pixels:

@@ -18,6 +18,7 @@ from train.packing import grid_key
 from train.rates import DrawRates
 from train.request import Ids, Present, Rate, Request, Row, wanted_texts, wanted_views
 from train.sampler import Indices
+from train.view_layout import ViewLayout
 
 # BERT's rates, as DeCLIP takes them: tokens to predict; of those, shown as the mask, and as some other token.
 _MASKED_SHARE, _MASK_SHARE, _RANDOM_SHARE = 0.15, 0.8, 0.1
@@ -75,7 +76,8 @@ class InputMaker:
     def _make(self, batch: Batch) -> Inputs:
         views = wanted_views(self._requests)
         pictures = self._place_pictures(batch)
-        towers = {view.key: pictures[:, number] for number, view in enumerate(views)}
+        layout = ViewLayout(views, self._model.image_size)
+        towers = {view.key: layout.take(pictures, view) for view in views}
         if batch.grids is not None:
             towers |= {grid_key(view): batch.grids[:, number] for number, view in enumerate(views)}
         if views and self._model.patch_dropper is not None:

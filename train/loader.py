@@ -7,6 +7,7 @@ dataset (index.py) -> order of the epoch (sampler.py) -> slice of this rank -> w
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,7 @@ from train.index import Dataset
 from train.reader import ImageReader, TarFile
 from train.request import Text, View
 from train.sampler import Indices, further_seeds, position_words, sample_indices, uniforms
+from train.view_layout import ViewLayout, check_views
 from train.workers import NUM_FACTS, Facts, Pixels, Request, WorkerPool
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class LoaderConfig:
             raise InputError(f"crop_scale is two shares of the area with 0 < low <= high <= 1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise InputError(f"crop_ratio is two ratios with 0 < low <= high, got {self.crop_ratio}")
+        check_views(self.views, self.image_size)
         if self.decode == "gpu" and (self.patch_size or any(view.number for view in self.views)):
             raise InputError(
                 "decode gpu is for square pictures that no loss augments; leave it out for image_tower navit and for losses that compare views"
@@ -89,7 +92,8 @@ class LoaderConfig:
 class Batch:
     """One rank's share of a step, in the order of the epoch."""
 
-    # uint8 (rows, views, 3, S, S), channels last in memory; the trainer normalises on its device
+    # uint8 (rows, views, 3, S, S), channels last in memory; the trainer normalises on its device. Views of a size of their own share what
+    # is behind the others: `ViewLayout` tells where.
     # With `patch_size`: (rows, views, most patches, patch * patch * 3), zeros after a picture's own.
     pictures: "torch.Tensor"
     grids: "torch.Tensor | None" = None  # with `patch_size`: int32 (rows, views, 2), rows and columns of patches
@@ -174,7 +178,7 @@ class Loader:
             image_size=config.image_size,
             num_workers=config.num_workers,
             prefetch=config.prefetch,
-            num_views=len(config.views),
+            num_views=ViewLayout(config.views, config.image_size).num_slots,
         )
 
     def __enter__(self) -> "Loader":
@@ -236,7 +240,7 @@ class Loader:
             del filled, images  # the worker pool reuses memory that nobody refers to
 
     def _arrange(self, images: "torch.Tensor") -> "torch.Tensor":
-        views, patch = len(self.config.views), self.config.patch_size
+        views, patch = ViewLayout(self.config.views, self.config.image_size).num_slots, self.config.patch_size
         if patch:
             return images.reshape(self._rows, views, (self.config.image_size // patch) ** 2, patch * patch * 3)
         return images.reshape(self._rows, views, *images.shape[1:]).permute(0, 1, 4, 2, 3)
@@ -298,18 +302,23 @@ class _TrainJob:
         start = position + first
         draws = uniforms(position_words(self.config.seed, epoch, start, start + len(indices)))
         seeds = further_seeds(self.config.seed, epoch, start, start + len(indices))
-        for number, view in enumerate(self.config.views):
-            own = slice(number, None, len(self.config.views))
+        layout = ViewLayout(self.config.views, self.config.image_size)
+        for number, view in enumerate(layout.whole):
+            own = slice(number, None, layout.num_slots)
             if self.config.patch_size:
                 self._fill_native(view, indices, draws, images[own], facts[own])
             else:
                 self._fill_view(view, indices, draws, seeds, images[own], facts[own])
+        small = {view: layout.pictures(images, view) for view in self.config.views if view.size}
+        if small:
+            self._fill_small(small, indices, seeds)
+            layout.clear_rest(images)
         texts: list[str] = []
         for row, (index, draw, seed) in enumerate(zip(indices.tolist(), draws, seeds, strict=True)):
             captions = self.table.captions(index)
             drawn, column = self.mixture.choose(captions, float(draw[0]), float(draw[1]))
             if self.config.views:
-                facts[row * len(self.config.views), _CAPTION_FACT] = column
+                facts[row * layout.num_slots, _CAPTION_FACT] = column
             for number, source in enumerate(self.draws):
                 texts += source.draw(captions, drawn, seed, number)
         return texts
@@ -328,10 +337,10 @@ class _TrainJob:
             indices = self.partners[view.column][indices]
         # An augmented view draws from a generator of its own, seeded like everything else by the position.
         further = [Random(seed ^ view.number) for seed in seeds] if view.number else []
-        scale = config.view_scale if view.number else config.crop_scale
+        scale = _scale(view, config)
 
         def choose(row: int) -> Callable[[int, int], Box]:
-            own = np.array([further[row].random() for _ in range(22)]) if further else draws[row, 2:]
+            own = _crop_draws(further[row]) if further else draws[row, 2:]
             return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
         def put(row: int, data: bytes) -> None:
@@ -343,6 +352,27 @@ class _TrainJob:
         read_images(self._reader, self._places(indices), put)
         for image, generator in zip(images, further, strict=False):
             augment_picture(image, generator)
+
+    def _fill_small(self, views: Mapping[View, Pixels], indices: Indices, seeds: Sequence[int]) -> None:
+        """Fill all views of a size of their own from one decode of each picture, augmented as every further view is."""
+
+        def put(row: int, data: bytes) -> None:
+            generators = [Random(seeds[row] ^ view.number) for view in views]
+            chosen = [
+                partial(
+                    random_box,
+                    draws=_crop_draws(generator),
+                    scale=_scale(view, self.config),
+                    ratio=self.config.crop_ratio,
+                )
+                for view, generator in zip(views, generators, strict=True)
+            ]
+            outs = [pictures[row] for pictures in views.values()]
+            self._decoder.crops(data, chosen, outs)
+            for picture, generator in zip(outs, generators, strict=True):
+                augment_picture(picture, generator)
+
+        read_images(self._reader, self._places(indices), put)
 
     def _fill_native(
         self, view: View, indices: Indices, draws: npt.NDArray[np.float64], images: Pixels, facts: Facts
@@ -410,6 +440,16 @@ class CenterCropJob:
 
         read_images(self._reader, places, put)
         return []
+
+
+def _scale(view: View, config: LoaderConfig) -> tuple[float, float]:
+    if view.scale:
+        return view.scale[0], view.scale[1]
+    return config.view_scale if view.number else config.crop_scale
+
+
+def _crop_draws(generator: Random) -> npt.NDArray[np.float64]:
+    return np.array([generator.random() for _ in range(22)])
 
 
 def read_images(reader: ImageReader, places: Places, put: Callable[[int, bytes], None]) -> None:

@@ -95,7 +95,7 @@ class Loss(nn.Module, ABC):
         del number
         return self.teacher_momentum
 
-    def follow(self, momentum: float) -> None:  # noqa: B027  most losses have nothing that follows
+    def follow(self, momentum: float) -> None:
         """Move what the loss itself keeps beside the teacher towards what it learns, after a step; it keeps the share `momentum` of itself."""
 
     @abstractmethod

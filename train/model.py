@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn import functional
 
 from schemas.errors import InputError
+from schemas.model_layout import conversion_hint
 from train.batch_tokenizer import BatchTokenizer
 from train.config import ModelConfig
 from train.packing import NATIVE_TOWER, encode_packed, grid_key, square_patches
 from train.request import Patches, Pooled, Request, Shape, Text, Tokens, wanted_texts, wanted_views
 from train.tokenizer import load_tokenizer, require_revision
+from train.view_layout import group_by_size, size_options
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -139,17 +141,18 @@ class ImageTextModel(nn.Module):
         """Return what the requests ask the towers for, by key, and the factor on cosines as `logit_scale`.
 
         `inputs` holds each view's pictures (n, 3, size, size) under its key, and each text's ids and attention mask, (n, length) or
-        (n, count, length), under its key with `.ids` and `.mask`. Each tower runs once, on everything; one that nobody asks does not run.
+        (n, count, length), under its key with `.ids` and `.mask`. Each tower runs once, on everything, the image tower once for each size of
+        pictures; one that nobody asks does not run.
         """
         # SigLIP's has the shape (1,).
         found = {"logit_scale": self.logit_scale.exp().reshape(())}
         views = wanted_views(requests)
-        if self.patch_dropper is not None:
-            self.patch_dropper.use(inputs.get(KEPT_PATCHES))
-        if views:
-            grids = torch.cat([inputs[grid_key(view)] for view in views]) if self.patch_size else None
-            answer = self._run_images(torch.cat([inputs[view.key] for view in views]), requests, grids)
-            for view, features, pooled, patches in zip(views, *answer.chunk(len(views)), strict=True):
+        for size, alike in group_by_size(views).items():
+            if self.patch_dropper is not None:  # smaller views are seen whole
+                self.patch_dropper.use(None if size else inputs.get(KEPT_PATCHES))
+            grids = torch.cat([inputs[grid_key(view)] for view in alike]) if self.patch_size else None
+            answer = self._run_images(torch.cat([inputs[view.key] for view in alike]), requests, grids)
+            for view, features, pooled, patches in zip(alike, *answer.chunk(len(alike)), strict=True):
                 found |= {view.key: features, Pooled(view).key: pooled, Patches(view).key: patches}
         texts = wanted_texts(requests)
         if texts:
@@ -217,10 +220,11 @@ class ImageTextModel(nn.Module):
         if grids is not None:
             pooled = self._pool_packed(images, grids)
             return _ImageAnswer(_unit(self._project(pooled)), pooled.float(), pooled)
-        if not any(isinstance(request, Pooled | Patches) for request in requests):
+        options = {} if images.shape[-1] == self.image_size else size_options(self.network.vision_model)
+        if not options and not any(isinstance(request, Pooled | Patches) for request in requests):
             features = self.encode_image(images)
             return _ImageAnswer(features, features, features)
-        hidden = self.network.vision_model(pixel_values=self._normalise(images))
+        hidden = self.network.vision_model(pixel_values=self._normalise(images), **options)
         pooled, patches = hidden.pooler_output, hidden.last_hidden_state
         if patches.ndim == 4:  # a convolutional tower's map
             patches = patches.flatten(2).transpose(1, 2)
@@ -306,7 +310,7 @@ def load_model(folder_or_id: str | Path, *, revision: str = "", device: str | to
     try:
         network = AutoModel.from_pretrained(name, dtype=torch.float32, **pinned)
     except (OSError, ValueError) as error:
-        raise InputError(f"{name} holds no model that transformers can load: {error}") from error
+        raise InputError(f"{name} holds no model that transformers can load: {error}{conversion_hint(name)}") from error
     if not hasattr(network, "get_image_features") or not hasattr(network, "logit_scale"):
         raise InputError(f"{name} holds a {type(network).__name__}, which is no image-text model with two towers")
     # Loaded tensors are views into the file at any address; matrix products on CPU give other last bits at other alignments.

@@ -21,16 +21,20 @@ class View:
 
     View()                          # the training crop, one for all losses
     View(number=1)                  # further crops, strongly augmented: View(number=2), ...
+    View(number=1, scale=(0.05, 0.4), size=96)     # of so much of the picture's area, and so many pixels
     View(column="negative_uid")     # the picture of the sample that a column of uids names
     """
 
     number: int = 0
     column: str = ""
+    scale: tuple[float, ...] = ()  # two shares of the area; none: those of the loader
+    size: int = 0  # pixels, square; 0: those of the model
 
     @property
     def key(self) -> str:
         """Its name among inputs and outputs."""
-        return f"view_{self.number}{self.column and f'_of_{self.column}'}"
+        what = f"_{self.scale[0]:g}_to_{self.scale[-1]:g}" if self.scale else ""
+        return f"view_{self.number}{self.column and f'_of_{self.column}'}{what}{f'_{self.size}px' if self.size else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,9 @@ class Present:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The features that a slowly following copy of both towers makes of a view or a text; without gradients."""
+    """What a slowly following copy of both towers makes of a view or a text: features, or a picture's pooled output; without gradients."""
 
-    source: View | Text
+    source: View | Text | Pooled
 
     @property
     def key(self) -> str:
@@ -220,7 +224,7 @@ def tower_requests(requests: Iterable[Request]) -> tuple[Request, ...]:
     return tuple(request for request in requests if isinstance(request, View | Text | Pooled | Patches | Tokens))
 
 
-def teacher_requests(requests: Iterable[Request]) -> tuple[View | Text, ...]:
+def teacher_requests(requests: Iterable[Request]) -> tuple[View | Text | Pooled, ...]:
     """Return what the teacher is asked for."""
     return tuple(request.source for request in requests if isinstance(request, Teacher))
 

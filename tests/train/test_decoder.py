@@ -161,3 +161,31 @@ def test_a_square_of_a_cut_off_file_is_an_error(cut: int, format: str) -> None:
     data = encode_picture(draw_picture(2), format)
     with pytest.raises(ValueError):
         _square(data[:cut])
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png"])
+@pytest.mark.parametrize("boxes", [[(10, 20, 200, 300)], [(0, 0, 60, 70), (100, 150, 300, 500), (400, 500, 90, 80)]])
+def test_several_parts_are_those_of_a_decode_each(format: str, boxes: list[tuple[int, int, int, int]]) -> None:
+    data = encode_picture(draw_picture(3, width=640, height=512), format)
+    outs = [np.empty((size, size, 3), dtype=np.uint8) for size in (32, 24, 16)[: len(boxes)]]
+    decoder = Decoder()
+    decoder.crops(data, [lambda *_, box=box: box for box in boxes], outs)
+    for box, out in zip(boxes, outs, strict=True):
+        alone = np.empty_like(out)
+        decoder.crop(data, lambda *_, box=box: box, alone)
+        if len(boxes) == 1 or format == "png":
+            np.testing.assert_array_equal(out, alone)
+        # Together they are decoded as finely as the smallest part needs, and reduced from there.
+        assert np.abs(out.astype(int) - alone).mean() < 4
+
+
+def test_broken_files_have_no_parts() -> None:
+    data = encode_picture(draw_picture(3, width=64, height=64), "jpeg")
+    out = np.empty((8, 8, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        Decoder().crops(b"no picture", [_center_box], [out])
+    grey = encode_picture(draw_picture(1, width=64, height=64)[:, :, 0], "jpeg")
+    Decoder().crops(grey, [_center_box], [out])
+    assert np.ptp(out.astype(int), axis=2).max() == 0
+    with pytest.raises(ValueError, match="Truncated"):
+        Decoder().crops(data[: len(data) // 3], [_center_box], [out])

@@ -1,15 +1,18 @@
 """The loader with more than one picture and one text of each sample."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from schemas.errors import InputError
-from tests.train.dataset_builder import make_samples, write_dataset
+from tests.train.dataset_builder import encode_picture, make_samples, write_dataset
 from train.index import Dataset
 from train.loader import Batch, Loader, LoaderConfig
 from train.request import Text, View
+from train.view_layout import ViewLayout
 
 PARTNER, REWRITES = View(column="negative_uid"), Text(columns=("rewrite", "recaption"), count=3)
 CONFIG = LoaderConfig(
@@ -112,3 +115,51 @@ def test_the_fingerprint_tells_what_is_shown(dataset: Dataset) -> None:
 
     plain = replace(CONFIG, views=(View(),), texts=(Text(),))
     assert len({fingerprint(config) for config in (plain, CONFIG, replace(CONFIG, view_scale=(0.5, 1.0)))}) == 3
+
+
+LOCAL = tuple(View(number=number, scale=(0.05, 0.4), size=9) for number in range(1, 5))
+
+
+def test_small_views_are_the_same_whoever_makes_them(dataset: Dataset) -> None:
+    config = replace(CONFIG, views=(View(), *LOCAL, PARTNER))
+    alone = take(dataset, config, count=3)[2]
+    assert alone.pictures.shape == (12, 3, 3, 24, 24)  # 4 x 81 of 576 pixels share the third
+    shared = take(dataset, replace(config, num_workers=2), count=3)[2]
+    assert torch.equal(shared.pictures, alone.pictures)
+    halves = [take(dataset, config, start=2, rank=rank, world_size=2)[0] for rank in range(2)]
+    assert torch.equal(torch.cat([half.pictures for half in halves]), alone.pictures)
+    plain = take(dataset, replace(CONFIG, views=(View(), PARTNER)), count=3)[2]
+    assert torch.equal(alone.pictures[:, :2], plain.pictures)
+
+
+def test_small_views_show_the_shares_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture whose colours are its coordinates, a crop's colours tell its size."""
+    monkeypatch.setattr("train.loader.augment_picture", lambda *_: None)
+    down, across = np.mgrid[0:256, 0:256].astype(np.uint8)
+    picture = np.stack([down, across, np.zeros_like(down)], axis=-1)
+    samples = [replace(sample, image=encode_picture(picture, quality=100)) for sample in make_samples(24)]
+    opened = Dataset.open(str(write_dataset(tmp_path / "dataset", samples)), cache=str(tmp_path / "cache"))
+    views = (View(), *LOCAL, View(number=9, scale=(0.5, 0.6), size=12))
+    with Loader(opened, replace(CONFIG, views=views, texts=(Text(),), batch_size=24)) as loader:
+        batch = next(loader.batches())
+    layout = ViewLayout(views, 24)
+
+    def shares(view: View) -> np.ndarray:
+        pixels = layout.take(batch.pictures, view).numpy().astype(float)
+        # From the middle of the first pixel to the middle of the last is all but one pixel.
+        sides = [
+            (pixels[:, channel].max((1, 2)) - pixels[:, channel].min((1, 2))) * view.size / (view.size - 1) / 256
+            for channel in (0, 1)
+        ]
+        return sides[0] * sides[1]
+
+    local = np.concatenate([shares(view) for view in LOCAL])
+    assert 0.03 < local.min() < 0.12
+    assert 0.33 < local.max() < 0.45
+    assert 0.45 < shares(views[-1]).min() <= shares(views[-1]).max() < 0.65
+    assert len({tuple(shares(view).round(3)) for view in LOCAL}) == 4
+
+
+def test_views_larger_than_the_models_are_refused() -> None:
+    with pytest.raises(InputError, match="views of 96 pixels, and the model's pictures have 24"):
+        replace(CONFIG, views=(View(number=1, size=96),))

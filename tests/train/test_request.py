@@ -32,10 +32,16 @@ def test_sources_are_wanted_once_in_the_order_of_asking() -> None:
 def test_towers_and_teacher_answer_their_own() -> None:
     assert tower_requests(REQUESTS) == (Pooled(View(number=1)), Patches(), View(), OTHER, Tokens(), Text())
     assert teacher_requests(REQUESTS) == (View(number=2), CAPTION)
+    assert teacher_requests((Teacher(Pooled(OTHER)),)) == (Pooled(OTHER),)
+    assert wanted_views((Teacher(Pooled(OTHER)),)) == (OTHER,)
 
 
 def test_every_request_has_a_key_of_its_own() -> None:
     more = (
+        View(number=1, scale=(0.05, 0.4)),
+        View(number=1, scale=(0.05, 0.4), size=96),
+        View(number=1, size=96),
+        Teacher(Pooled(View(number=2))),
         Text(count=2),
         Text(variant="masked"),
         Text(columns=("recaption",), count=2),

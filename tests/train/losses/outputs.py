@@ -31,6 +31,8 @@ def make_tensor(request: Request, count: int) -> torch.Tensor:
             return functional.normalize(normal(count, WIDTH), dim=-1)
         case Text():
             return functional.normalize(normal(*texts(request), WIDTH), dim=-1)
+        case Teacher(Pooled()):
+            return normal(count, IMAGE_WIDTH)
         case Teacher():
             return functional.normalize(normal(count, WIDTH), dim=-1)
         case Pooled():

@@ -22,6 +22,7 @@ OPTIONS = {
     "mlcd": {"share": 0.75, "num_labels": 2},
     "momentum": {"queue_size": 12, "hardest": 6, "cap": 0.5},
     "siglip": {"chunk": 3},
+    "silc": {"num_local": 3, "hidden": 16, "bottleneck": 6, "num_outputs": 9},
     "simclr": {"hidden": 16, "width": 8},
     "uniformity": {"cross": 0.5, "power": 3.0},
 }
