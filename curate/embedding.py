@@ -81,6 +81,15 @@ def _key(batch: pa.RecordBatch) -> np.ndarray:
     return np.asarray((shards << 32) | rows)
 
 
+def take_rows(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the chosen rows of a matrix on disk, in their order."""
+    # Read in the order of the file, for the sake of the disk.
+    ascending = np.argsort(chosen, kind="stable")
+    taken = np.empty((len(chosen), matrix.shape[1]), matrix.dtype)
+    taken[ascending] = matrix[chosen[ascending]]
+    return taken
+
+
 def normalise(vectors: np.ndarray) -> np.ndarray:
     """Return rows scaled to unit length, as float32; a row of zeros stays."""
     single = vectors.astype(np.float32)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from curate.embedding import Embeddings, read_embeddings, write_columns
+from curate.embedding import Embeddings, read_embeddings, take_rows, write_columns
 from curate.kmeans import default_num_clusters, nearest, train_centroids
 from curate.operator import PoolOperator
 from curate.pool_rows import draw_sql, stream
@@ -120,16 +120,8 @@ def _items(
         while last < len(sizes) and ends[last] - (ends[first] - sizes[first]) <= _ITEM_ROWS:
             last += 1
         chosen = order[ends[first] - sizes[first] : ends[last - 1]]
-        yield _take(embeddings.matrix, chosen), sizes[first:last].tolist()
+        yield take_rows(embeddings.matrix, chosen), sizes[first:last].tolist()
         first = last
-
-
-def _take(matrix: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    # In the order of the file, for the sake of the disk.
-    ascending = np.argsort(chosen, kind="stable")
-    taken = np.empty((len(chosen), matrix.shape[1]), matrix.dtype)
-    taken[ascending] = matrix[chosen[ascending]]
-    return taken
 
 
 def _compare_item(item: tuple[np.ndarray, list[int]]) -> np.ndarray:
