@@ -85,7 +85,7 @@ def test_the_loss_falls_and_the_run_evaluates(name: str, dataset: Path, tmp_path
     assert metrics["text_to_image_recall@10"] > 0
 
 
-@pytest.mark.parametrize("name", ["declip", "dreamlip", "lit", "catlip"])
+@pytest.mark.parametrize("name", ["declip", "dreamlip", "lit", "catlip", "silc"])
 def test_parts_give_the_same_curve(name: str, dataset: Path, tmp_path: Path) -> None:
     whole, parts = (settings(name, dataset, samples_seen=16 * 6, grad_accumulation=num_parts) for num_parts in (1, 4))
     train(str(dataset), str(tmp_path / "whole"), TrainConfig(**whole))

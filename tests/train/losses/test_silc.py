@@ -24,6 +24,7 @@ from train.losses import silc
 from train.metrics import read_metrics
 from train.model import load_model
 from train.request import Pooled, Teacher, Text, View, wanted_views
+from train.tower_config import TowerConfig
 from train.trainer import train
 
 SMALL = {"num_local": 3, "hidden": 16, "bottleneck": 6, "num_outputs": 9}
@@ -197,3 +198,32 @@ def test_a_short_run_falls_and_the_teacher_does_not_collapse(dataset: Path, tmp_
     assert together > 0.4 * np.log(64)
     assert single < 0.75 * np.log(64)
     assert together - single > 0.5  # nats that a choice tells about its picture
+
+
+@pytest.mark.parametrize(
+    ("shape", "further"),
+    [
+        ({"image_tower": "convnext", "image_depths": (1, 1), "image_widths": (8, 16), "patch_size": 4}, {}),
+        ({"image_tower": "resnet", "image_depths": (1, 1), "image_widths": (8, 16)}, {}),
+        ({}, {"towers": TowerConfig(patch_share=0.5)}),  # of the whole pictures, smaller ones are seen whole
+        ({}, {"gradient_checkpointing": True, "grad_accumulation": 2}),
+    ],
+)
+def test_other_towers_take_small_crops(
+    shape: dict[str, object], further: dict[str, object], dataset: Path, tmp_path: Path
+) -> None:
+    losses = {"info_nce": 1.0, "silc": {**SMALL, "local_size": 16}}
+    options = {**TINY["model_options"], **shape}
+    settings = {**TINY, "model_options": options, "losses": losses, "samples_seen": 32, **further}
+    report = train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings))
+    assert [np.isfinite(record["silc"]) for record in read_metrics(report.run / "metrics.jsonl")] == [True, True]
+
+
+def test_pictures_of_any_aspect_have_no_crops(dataset: Path, tmp_path: Path) -> None:
+    options = {**TINY["model_options"], "image_tower": "navit"}
+    settings = {**TINY, "model_options": options, "losses": {"info_nce": 1.0, "silc": {**SMALL, "local_size": 16}}}
+    with pytest.raises(InputError, match="navit has no augmented views"):
+        train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings, samples_seen=32))
+    whole = {**TINY, "losses": {"info_nce": 1.0, "silc": SMALL}, "samples_seen": 32}
+    with pytest.raises(InputError, match="a loss asks for views of 96 pixels, and the model's pictures have 32"):
+        train(str(dataset), str(tmp_path / "whole"), TrainConfig(**whole))
