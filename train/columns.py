@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import InputError
@@ -63,6 +64,9 @@ def open_columns(
     for request in requests:
         paths, name = _find(dataset, request.name, files)
         opened[request.key] = open_column(dataset.table, request, paths, name, progress)
+    for request in requests:
+        if request.as_long_as is not None:
+            _check_lengths(dataset, request, request.as_long_as, {key: column.values for key, column in opened.items()})
     digest = hashlib.sha256(" ".join(f"{key} {column.digest}" for key, column in opened.items()).encode())
     is_label = {request.key for request in requests if request.kind in {"label", "labels"}}
     return SampleColumns(
@@ -71,6 +75,22 @@ def open_columns(
         label_names={key: column.label_names for key, column in opened.items() if column.label_names},
         digest=digest.hexdigest(),
     )
+
+
+def _check_lengths(
+    dataset: Dataset, one: Column, other: Column, arrays: Mapping[str, npt.NDArray[Any] | Ragged]
+) -> None:
+    """Refuse lists that differ in length from those whose values theirs belong to."""
+    first, second = arrays[one.key], arrays[other.key]
+    assert isinstance(first, Ragged) and isinstance(second, Ragged), "requests for lists"
+    for (rows, lengths, _), (_, others, _) in zip(first.blocks(), second.blocks(), strict=True):
+        wrong = np.flatnonzero(lengths != others)
+        if len(wrong):
+            row, place = rows.start + int(wrong[0]), int(wrong[0])
+            raise InputError(
+                f"column {one.name!r} has {lengths[place]} values for sample {dataset.table.uids(np.array([row]))[0]} and {other.name!r} has "
+                f"{others[place]}; they belong together one by one, so make both lists equally long"
+            )
 
 
 def _find(dataset: Dataset, name: str, files: Sequence[str]) -> tuple[list[str], str]:

@@ -147,6 +147,7 @@ class Column:
     # Of a number, or of all numbers of a list; others are refused.
     least: float = -math.inf
     most: float = math.inf
+    as_long_as: "Column | None" = None  # lists whose values these belong to, one by one
 
     @property
     def key(self) -> str:

@@ -149,6 +149,24 @@ def test_what_does_not_fit_is_refused(
         open_columns(dataset, [column], [path])
 
 
+@pytest.mark.parametrize("shares", [[0.5], None, [0.5, 0.25, 0.25]])
+def test_lists_that_belong_together_are_equally_long(
+    dataset: Dataset, tmp_path: Path, shares: list[float] | None
+) -> None:
+    ids = Column(name="ids", kind="labels")
+    probabilities = Column(name="probabilities", kind="numbers", as_long_as=ids)
+    right = [[0.75, 0.25]] * COUNT
+    lists = {"ids": [[1, 2]] * COUNT, "probabilities": right}
+    found = open_columns(dataset, [ids, probabilities], [write(tmp_path / "right.parquet", range(COUNT), **lists)])
+    assert found.take(np.array([7]))[probabilities.key].tolist() == [[0.75, 0.25]]
+    path = write(
+        tmp_path / "wrong.parquet", range(COUNT), ids=lists["ids"], probabilities=[*right[:7], shares, *right[8:]]
+    )
+    message = f"'probabilities' has {len(shares or ())} values for sample {make_uid(7)} and 'ids' has 2; they belong"
+    with pytest.raises(InputError, match=message):
+        open_columns(dataset, [ids, probabilities], [path])
+
+
 def test_missing_files_are_named(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is neither a Parquet file nor a folder of them"):
         open_columns(dataset, [Column(name="x")], [str(tmp_path / "nowhere")])

@@ -26,7 +26,10 @@ class ConceptDistillation(Loss):
                 f"concept_distillation: ids {ids} and probabilities {probabilities} belong together in pairs"
             )
         labels = [Column(name=name, kind="labels") for name in ids]
-        shares = [Column(name=name, kind="numbers", least=0.0) for name in probabilities]
+        shares = [
+            Column(name=name, kind="numbers", least=0.0, as_long_as=column)
+            for name, column in zip(probabilities, labels, strict=True)
+        ]
         super().__init__((Pooled(), *labels, *shares))
         self.pairs = list(zip(labels, shares, strict=True))
         self.heads = nn.ModuleList()
