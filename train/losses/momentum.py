@@ -10,8 +10,8 @@ from train.derived import sum_chunks
 from train.loss import Loss, Outputs
 from train.request import Request, Row, Shape, Teacher, Text, View
 
-# Own rows whose similarities exist at a time.
-_CHUNK = 1024
+# Of own rows to everything that they choose among, how many exist at a time.
+_SIMILARITIES = 2**24
 
 
 class Momentum(Loss):
@@ -23,7 +23,7 @@ class Momentum(Loss):
     to the row's own match, which is of the same modality: a suspected match. `hardest`, above 0, keeps so many of the rest, those of the
     largest cosines with the row. The copies keep the share `momentum` of themselves at each step, or the most that another loss with a
     teacher asks for; neither they nor the queues get gradients. The queues hold all processes' samples and are part of the checkpoint.
-    Memory is 1,024 x (batch + `queue_size`) similarities, and no more on the way back.
+    Memory is for 2 ** 24 similarities, however large batch and queue.
 
     With `queue_size` 0 and `momentum` 0 the value is InfoNCE's where no sample is in the batch twice; gradients move only the side that
     chooses, as anywhere here. Without `in_batch` this is BriVL's loss, by half, with queues that start empty, theirs full of noise, and
@@ -81,7 +81,8 @@ class Momentum(Loss):
         def compute(chunk: slice, part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             return self._sum_losses(part, scale, keys, outputs.own_rows[chunk])
 
-        return sum_chunks(compute, (outputs[queries],), (outputs.logit_scale,), _CHUNK) / outputs.num_rows
+        size = max(1, _SIMILARITIES // (len(keys.rows) + len(keys.queue)))
+        return sum_chunks(compute, (outputs[queries],), (outputs.logit_scale,), size) / outputs.num_rows
 
     def _sum_losses(self, part: torch.Tensor, scale: torch.Tensor, keys: "_Keys", own: torch.Tensor) -> torch.Tensor:
         matches, own_samples = keys.features[own], keys.rows[own, None]

@@ -116,8 +116,8 @@ def test_the_scale_has_its_gradient() -> None:
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_are_the_whole(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for size in (1024, chunk):
-        monkeypatch.setattr(momentum, "_CHUNK", size)
+    for similarities in (2**24, chunk * 10):  # five in the batch, five in the queue
+        monkeypatch.setattr(momentum, "_SIMILARITIES", similarities)
         loss, outputs = build(hardest=3), batch(2)
         loss(batch(1))
         value = loss(outputs)["momentum"]
