@@ -21,6 +21,7 @@ OPTIONS = {
     "longclip": {"components": 3},
     "mlcd": {"share": 0.75, "num_labels": 2},
     "momentum": {"queue_size": 12, "hardest": 6, "cap": 0.5},
+    "prototypes": {"num_prototypes": 5, "num_local": 2, "hidden": 16, "width": 6, "frozen_steps": 0},
     "siglip": {"chunk": 3},
     "silc": {"num_local": 3, "hidden": 16, "bottleneck": 6, "num_outputs": 9},
     "simclr": {"hidden": 16, "width": 8},

@@ -23,6 +23,7 @@ COMPANY = {
     "coca": {"info_nce": 1.0},
     "concept_distillation": {"info_nce": 1.0},
     "cyclip": {"info_nce": 1.0},
+    "prototypes": {"info_nce": 1.0},
     "rankclip": {"info_nce": 1.0},
     "silc": {"info_nce": 1.0},
     "simclr": {"info_nce": 1.0},
@@ -39,11 +40,12 @@ OPTIONS = {
     "momentum": {"queue_size": 24, "momentum": 0.5, "hardest": 20, "cap": 0.98},
     "mlcd": {"share": 0.8},
     "multi_text": {"count": 2},
+    "prototypes": {"num_prototypes": 12, "num_local": 1, "local_size": 16, "hidden": 32, "frozen_steps": 4},
     "silc": {"num_local": 2, "local_size": 16, "hidden": 128, "num_outputs": 64, "momentum": 0.98},
     "simclr": {"hidden": 64, "width": 32},
 }
 # Whatever has buffers, queues or a teacher.
-STATEFUL = ("alip", "declip", "mlcd", "momentum", "otter", "silc")
+STATEFUL = ("alip", "declip", "mlcd", "momentum", "otter", "prototypes", "silc")
 
 
 @pytest.fixture(autouse=True)
