@@ -35,7 +35,7 @@ from pipelines.render import (
 )
 from schemas.errors import InputError
 from schemas.progress import Progress, SilentProgress
-from train.config import FREE_KEYS, TrainConfig
+from train.config import FREE_KEYS, LATER_KEYS, TrainConfig
 
 STAGES = ("download", "annotate", "select", "build", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
@@ -184,7 +184,12 @@ class _Run:
 
 def run_folder(out: Store, name: str, dataset: str, config: TrainConfig) -> str:
     """Return the folder of a training run: its name, and 12 characters that change with the dataset and with every setting that counts."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
+    defaults = TrainConfig().to_dict()
+    settings = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in FREE_KEYS and not (key in LATER_KEYS and value == defaults[key])
+    }
     identity = {"dataset": read_index(Store(dataset)).fingerprint, "train": settings}
     return out.locate(f"runs/{name}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]}")
 

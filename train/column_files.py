@@ -43,6 +43,7 @@ class StoredColumn:
     digest: str  # of the values
     num_labels: int  # of a column of labels, one more than the largest
     label_names: tuple[str, ...]  # what the numbers of text labels stand for
+    file: Path  # of the values, where there is one or a vector per sample
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,9 @@ def _load(folder: Path) -> StoredColumn:
         values = Ragged(flat, _map(folder / _ENDS_FILE), facts["fill"])
     else:
         values = _map(folder / _VALUES_FILE)
-    return StoredColumn(values, facts["digest"], facts["num_labels"], tuple(facts["label_names"]))
+    return StoredColumn(
+        values, facts["digest"], facts["num_labels"], tuple(facts["label_names"]), folder / _VALUES_FILE
+    )
 
 
 def _map(path: Path) -> npt.NDArray[Any]:

@@ -36,6 +36,8 @@ FREE_KEYS = frozenset([
     "weights",
     "columns",
 ])
+# Settings that came after runs had been named by their settings: at their default they are no part of a run's name.
+LATER_KEYS = frozenset(["crop_boxes"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,9 @@ class TrainConfig:
     sampling: SamplingConfig | None = None  # how draws depart from the weights
     replacement: bool = True  # draw each sample as often as its weight says; False: never twice in an epoch
     crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the image's area a random crop keeps
+    crop_boxes: str = (
+        ""  # a column of stored crops, such as reinforce.crop_boxes, one of which is shown in place of a random one
+    )
     decode: Decode = (
         "cpu"  # gpu: nvJPEG decodes JPEGs on the GPU, which needs torchvision; pixels differ a little from the CPU's
     )

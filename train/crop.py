@@ -1,6 +1,7 @@
 """Which part of a picture is kept, and how many patches it gets where it keeps its aspect (NaViT, arXiv 2307.06304)."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ Pixels = npt.NDArray[np.uint8]
 # top, left, height and width of the part of a picture that is kept, in pixels of the upright picture
 Box = tuple[int, int, int, int]
 
+BOX_NUMBERS = 4
 _CROP_TRIES = 10
 
 
@@ -43,6 +45,21 @@ def random_box(
     box_height = min(height, max(1, round(width / ratio[0])))
     box_width = min(width, max(1, round(height * ratio[1])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def choose_crop(seeds: Sequence[int], count: int) -> npt.NDArray[np.int64]:
+    """Return which of `count` stored crops each draw of a sample shows, by the draws' seeds."""
+    return np.array([seed % count for seed in seeds], dtype=np.int64)
+
+
+def stored_box(numbers: npt.NDArray[np.float32], height: int, width: int) -> Box:
+    """Return a stored crop of a picture; raises ValueError where it is none of a picture of this size."""
+    top, left, box_height, box_width = numbers.astype(np.int64).tolist()
+    if min(top, left) < 0 or min(box_height, box_width) < 1 or top + box_height > height or left + box_width > width:
+        raise ValueError(
+            f"its stored crop {top, left, box_height, box_width} is not inside its {height} x {width} pixels"
+        )
+    return top, left, box_height, box_width
 
 
 def fit_grid(height: int, width: int, patch_size: int, most: int) -> tuple[int, int]:

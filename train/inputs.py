@@ -82,7 +82,10 @@ class InputMaker:
             towers |= {grid_key(view): batch.grids[:, number] for number, view in enumerate(views)}
         if views and self._model.patch_dropper is not None:
             towers[KEPT_PATCHES] = self._model.patch_dropper.draw(batch.seeds)
-        fields = {key: _widen(torch.from_numpy(values)) for key, values in self._columns.take(batch.indices).items()}
+        fields = {
+            key: _widen(torch.from_numpy(values))
+            for key, values in self._columns.take(batch.indices, batch.seeds).items()
+        }
         tokens, found = self._tokenize(batch)
         asked = {request.key for request in self._requests}
         fields |= {key: value for key, value in found.items() if key in asked}

@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from train.augment import augment_picture
 from train.cache import SampleTable
 from train.captions import Mixture
 from train.config import Decode
-from train.crop import Box, aspect_box, fit_grid, random_box, to_patches
+from train.crop import BOX_NUMBERS, Box, aspect_box, choose_crop, fit_grid, random_box, stored_box, to_patches
 from train.decoder import Decoder, use_one_thread
 from train.draws import TextDraw
 from train.index import Dataset
@@ -143,10 +144,12 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         partners: Mapping[str, Indices] | None = None,
+        crop_boxes: Path | None = None,
         schedule: "EpochOrder | None" = None,
     ) -> None:
         """`partners`: for each column of uids that a view names, the row of that sample for every row of the dataset.
 
+        `crop_boxes`: the .npy file of stored crops, (samples, crops x 4), which pictures that are not augmented show in place of random ones.
         `schedule` says what epochs show, in place of draws by weight alone.
         """
         if config.batch_size % world_size:
@@ -156,6 +159,9 @@ class Loader:
         self.dataset = dataset
         self.config = config
         self._rank = rank
+        self._crop_boxes = crop_boxes
+        if crop_boxes is not None and config.patch_size:
+            raise InputError("train.crop_boxes is for square pictures; leave it out for image_tower navit")
         self._rows = config.batch_size // world_size
         self._schedule = schedule
         self.epoch_samples = config.epoch_samples or int(np.count_nonzero(dataset.weights))
@@ -171,7 +177,7 @@ class Loader:
             )
         self._order: tuple[int, Indices] = (-1, np.zeros((0, 0), dtype=np.int64))
         draws = [TextDraw.resolve(text, dataset.table.columns) for text in config.texts]
-        job = _TrainJob(dataset.table, dataset.tars, dataset.mixture, config, draws, partners or {})
+        job = _TrainJob(dataset.table, dataset.tars, dataset.mixture, config, draws, partners or {}, crop_boxes)
         self._pool = WorkerPool(
             job,
             max_rows=self._rows,
@@ -200,6 +206,7 @@ class Loader:
             self.config.crop_ratio,
             *((self.config.views, self.config.texts, self.config.view_scale) if self._draws_further else ()),
             *((f"patches of {self.config.patch_size}",) if self.config.patch_size else ()),
+            *(("stored crops",) if self._crop_boxes else ()),
             *(("decode gpu",) if self.config.decode == "gpu" else ()),
         )
         return hashlib.sha256(f"{self.dataset.fingerprint} {chosen}".encode()).hexdigest()
@@ -286,13 +293,24 @@ class _TrainJob:
     config: LoaderConfig
     draws: Sequence[TextDraw]
     partners: Mapping[str, Indices]
+    crop_boxes: Path | None
 
     def __post_init__(self) -> None:
+        # Mapped by every worker: of a hundred million pictures they are gigabytes.
+        self._boxes = None if self.crop_boxes is None else np.load(self.crop_boxes, mmap_mode="r").view(np.ndarray)
         self._reader = ImageReader(self.tars)
         self._decoder = Decoder()
 
     def __reduce__(self) -> "tuple[type[_TrainJob], tuple[object, ...]]":
-        return type(self), (self.table, self.tars, self.mixture, self.config, self.draws, self.partners)
+        return type(self), (
+            self.table,
+            self.tars,
+            self.mixture,
+            self.config,
+            self.draws,
+            self.partners,
+            self.crop_boxes,
+        )
 
     def start(self) -> None:
         use_one_thread()
@@ -338,8 +356,11 @@ class _TrainJob:
         # An augmented view draws from a generator of its own, seeded like everything else by the position.
         further = [Random(seed ^ view.number) for seed in seeds] if view.number else []
         scale = _scale(view, config)
+        stored = None if self._boxes is None or view.number else _show_stored(self._boxes, indices, seeds)
 
         def choose(row: int) -> Callable[[int, int], Box]:
+            if stored is not None:
+                return partial(stored_box, stored[row])
             own = _crop_draws(further[row]) if further else draws[row, 2:]
             return lambda height, width: random_box(height, width, own, scale, config.crop_ratio)
 
@@ -440,6 +461,13 @@ class CenterCropJob:
 
         read_images(self._reader, places, put)
         return []
+
+
+def _show_stored(boxes: npt.NDArray[Any], indices: Indices, seeds: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the crop that each draw shows, of those that are stored: (n, 4)."""
+    parts = boxes.reshape(len(boxes), -1, BOX_NUMBERS)
+    chosen: npt.NDArray[np.float32] = parts[indices, choose_crop(seeds, parts.shape[1])]
+    return chosen
 
 
 def _scale(view: View, config: LoaderConfig) -> tuple[float, float]:

@@ -148,11 +148,14 @@ class Column:
     least: float = -math.inf
     most: float = math.inf
     as_long_as: "Column | None" = None  # lists whose values these belong to, one by one
+    of_crop: bool = (
+        False  # a vector that has a part for each stored crop (`train.crop_boxes`), of which the shown one's is read
+    )
 
     @property
     def key(self) -> str:
         """Its name among the inputs."""
-        return f"column_{self.name}_{self.kind}" + (f"_{self.min_count}" if self.min_count > 1 else "")
+        return f"column_{self.name}_{self.kind}{f'_{self.min_count}' if self.min_count > 1 else ''}{'_of_crop' if self.of_crop else ''}"
 
 
 @dataclass(frozen=True)

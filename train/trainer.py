@@ -101,7 +101,9 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     torch.set_num_threads(num_threads(world, config.num_threads))
     objective = check_settings(config, world.size)
     data = _open_dataset(dataset, config, objective, world, progress)
-    columns = open_columns(data, wanted_columns(objective.needs), config.columns, progress)
+    columns = open_columns(
+        data, wanted_columns(objective.needs), config.columns, progress, crop_boxes=config.crop_boxes
+    )
     data = data.with_identity(columns.digest)
     schedule = RunSchedule(data, config, config.sampling or SamplingConfig(), run, world, progress)
     data = data.with_identity(schedule.digest)
@@ -402,6 +404,7 @@ def _make_loader(
         rank=world.rank,
         world_size=world.size,
         partners={name: np.where(rows < 0, own, rows) for name, rows in partners.items()},
+        crop_boxes=columns.crop_boxes,
         schedule=schedule,
     )
 

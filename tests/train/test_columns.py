@@ -167,6 +167,50 @@ def test_lists_that_belong_together_are_equally_long(
         open_columns(dataset, [ids, probabilities], [path])
 
 
+def test_of_a_vector_for_each_crop_the_shown_ones_part_is_taken(dataset: Dataset, tmp_path: Path) -> None:
+    boxes = [[row, crop, 8, 9] for row in range(COUNT) for crop in range(3)]
+    vectors = [[float(row), float(crop)] for row in range(COUNT) for crop in range(3)]
+    path = write(
+        tmp_path / "crops.parquet",
+        range(COUNT),
+        boxes=pa.array(np.reshape(boxes, (COUNT, 12)).tolist(), pa.list_(pa.int32())),
+        vectors=pa.array(np.reshape(vectors, (COUNT, 6)).tolist()),
+    )
+    whole, part = Column(name="vectors", kind="vector"), Column(name="vectors", kind="vector", of_crop=True)
+    found = open_columns(dataset, [whole, part], [path], crop_boxes="boxes")
+    taken = found.take(np.array([7, 3, 7]), seeds=[5, 9, 1 << 63])
+    assert taken[part.key].tolist() == [[7, 2], [3, 0], [7, (1 << 63) % 3]]
+    assert taken[whole.key].shape == (3, 6)
+    assert found.widths == {whole.key: 6, part.key: 2}
+    assert found.num_crops == 3
+    assert found.crop_boxes is not None
+    assert np.load(found.crop_boxes)[4].tolist() == [4, 0, 8, 9, 4, 1, 8, 9, 4, 2, 8, 9]
+    assert set(taken) == {whole.key, part.key}  # boxes are for the loader
+
+
+@pytest.mark.parametrize(
+    ("boxes", "vectors", "crop_boxes", "message"),
+    [
+        ([0, 0, 1, 1], [1.0], "", "'vectors' is read as embeddings of stored crops, and the run shows none; name"),
+        ([0, 0, 1], [1.0], "boxes", "'boxes' has 3 numbers a sample; a crop is four"),
+        (
+            [0, 0, 1, 1] * 2,
+            [1.0] * 3,
+            "boxes",
+            "'vectors' has vectors of 3 numbers, which are no embeddings of 2 crops",
+        ),
+        ([0, 0, 1, 1], [1.0], "nothing", "reads the column 'nothing'"),
+    ],
+)
+def test_crops_that_do_not_go_together(
+    dataset: Dataset, tmp_path: Path, boxes: list[int], vectors: list[float], crop_boxes: str, message: str
+) -> None:
+    path = write(tmp_path / "crops.parquet", range(COUNT), boxes=[boxes] * COUNT, vectors=[vectors] * COUNT)
+    request = Column(name="vectors", kind="vector", of_crop=True)
+    with pytest.raises(InputError, match=message):
+        open_columns(dataset, [request], [path], crop_boxes=crop_boxes)
+
+
 def test_missing_files_are_named(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is neither a Parquet file nor a folder of them"):
         open_columns(dataset, [Column(name="x")], [str(tmp_path / "nowhere")])

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.errors import InputError
+from schemas.errors import InputError, StaleDatasetError
 from tests.train.dataset_builder import encode_picture, make_samples, write_dataset
+from train.crop import choose_crop
+from train.decoder import Decoder
 from train.index import Dataset
 from train.loader import Batch, Loader, LoaderConfig
+from train.reader import ImageReader
 from train.request import Text, View
 from train.view_layout import ViewLayout
 
@@ -163,3 +166,72 @@ def test_small_views_show_the_shares_they_are_asked_for(tmp_path: Path, monkeypa
 def test_views_larger_than_the_models_are_refused() -> None:
     with pytest.raises(InputError, match="views of 96 pixels, and the model's pictures have 24"):
         replace(CONFIG, views=(View(number=1, size=96),))
+
+
+def stored_crops(path: Path, count: int = 3) -> Path:
+    """Crops of the tests' pictures, each another."""
+    random = np.random.default_rng(1)
+    boxes = np.concatenate([random.integers(0, 8, (40, count, 2)), random.integers(8, 24, (40, count, 2))], axis=2)
+    np.save(path, boxes.reshape(40, -1).astype(np.float32))
+    return path
+
+
+def take_stored(
+    dataset: Dataset, path: Path | None, *, num_workers: int = 0, rank: int = 0, world_size: int = 1
+) -> list[Batch]:
+    config = replace(CONFIG, views=(View(), View(number=1)), texts=(Text(),), num_workers=num_workers)
+    with Loader(dataset, config, crop_boxes=path, rank=rank, world_size=world_size) as loader:
+        return list(loader.batches(0, 6))
+
+
+def test_stored_crops_are_shown_to_the_pixel_each_as_often(dataset: Dataset, tmp_path: Path) -> None:
+    path = stored_crops(tmp_path / "boxes.npy")
+    boxes = np.load(path).reshape(40, 3, 4)
+    reader, decoder = ImageReader(dataset.tars), Decoder()
+    shown = np.zeros(3, int)
+    for batch in take_stored(dataset, path):
+        rows = zip(batch.indices.tolist(), batch.seeds, batch.images.numpy(), strict=True)
+        for index, seed, picture in rows:
+            crop = int(choose_crop([seed], 3)[0])
+            shown[crop] += 1
+            table = dataset.table
+            (data,) = reader.read(*(column[[index]] for column in (table.shard, table.offset, table.size)))
+            expected = np.empty((24, 24, 3), np.uint8)
+            decoder.crop(data, lambda *_, box=boxes[index, crop]: tuple(int(number) for number in box), expected)
+            np.testing.assert_array_equal(picture.transpose(1, 2, 0), expected)
+    assert shown.sum() == 72
+    assert shown.min() > 12
+
+
+@pytest.mark.parametrize(("num_workers", "world_size"), [(2, 1), (0, 3)])
+def test_whoever_shows_stored_crops_they_are_the_same(
+    dataset: Dataset, num_workers: int, world_size: int, tmp_path: Path
+) -> None:
+    path = stored_crops(tmp_path / "boxes.npy")
+    expected = take_stored(dataset, path)
+    shares = [
+        take_stored(dataset, path, num_workers=num_workers, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(expected):
+        pictures = np.concatenate([share[step].pictures.numpy() for share in shares])
+        np.testing.assert_array_equal(pictures, batch.pictures.numpy())
+    # An augmented view has random crops as ever.
+    plain = take_stored(dataset, None)
+    np.testing.assert_array_equal(plain[0].pictures[:, 1].numpy(), expected[0].pictures[:, 1].numpy())
+    assert (plain[0].images != expected[0].images).any()
+
+
+def test_a_crop_that_is_outside_its_picture_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    np.save(tmp_path / "boxes.npy", np.tile(np.array([0, 0, 4000, 5], np.float32), (40, 1)))
+    message = r"its stored crop \(0, 0, 4000, 5\) is not inside its \d+ x \d+ pixels"
+    with pytest.raises(StaleDatasetError, match=message):
+        take_stored(dataset, tmp_path / "boxes.npy")
+    config = LoaderConfig(batch_size=8, image_size=32, patch_size=8)
+    with pytest.raises(InputError, match="crop_boxes is for square pictures"):
+        Loader(dataset, config, crop_boxes=tmp_path / "boxes.npy")
+
+
+def test_the_fingerprint_tells_of_stored_crops(dataset: Dataset, tmp_path: Path) -> None:
+    path = stored_crops(tmp_path / "boxes.npy")
+    assert Loader(dataset, CONFIG, crop_boxes=path).fingerprint != Loader(dataset, CONFIG).fingerprint

@@ -15,6 +15,8 @@ class StoredDistillation(Loss):
     `image` and `text` are columns of embeddings, of `num_teachers` teachers of one width each, one after the other; their softmax of
     `teacher_scale` times the cosines is averaged over the teachers. `text` embeds `caption`, or where that is empty the dataset's only
     caption. `second_caption` and `second_text` add the same loss with another caption of each sample, where it has one.
+    With `crops`, `image` holds embeddings of each stored crop of `train.crop_boxes`, one crop after the other, as `reinforce` writes them
+    (of one teacher; of several, those of each crop side by side), and that of the crop which is shown is matched.
     Each loss is `clip` times InfoNCE plus `distill` times the cross-entropy with the teachers.
     """
 
@@ -30,10 +32,12 @@ class StoredDistillation(Loss):
         teacher_scale: float = 100.0,
         clip: float = 0.0,
         distill: float = 1.0,
+        crops: bool = False,
     ) -> None:
         if bool(second_caption) != bool(second_text):
             raise InputError("distillation: second_caption and second_text belong together")
-        columns = [Column(name=name, kind="vector") for name in (image, text, second_text) if name]
+        columns = [Column(name=image, kind="vector", of_crop=crops)]
+        columns += [Column(name=name, kind="vector") for name in (text, second_text) if name]
         captions = [Text(columns=(caption,) if caption else ())]
         captions += [Text(columns=(second_caption,))] if second_caption else []
         super().__init__((View(), *captions, *map(Present, captions[1:]), *columns))
