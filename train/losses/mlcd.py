@@ -74,7 +74,8 @@ class MLCD(Loss):
         )
         classes = self._choose_classes(everyone)
         places = torch.searchsorted(classes, own.contiguous()).masked_fill(own < 0, -1)
-        prototypes = functional.normalize(self.prototypes[classes], dim=1)
+        chosen = self.prototypes if len(classes) == len(self.prototypes) else self.prototypes[classes]
+        prototypes = functional.normalize(chosen, dim=1)
         parts = self._compare(outputs[View()], prototypes, places)
         shares = own_share((own >= 0).any(1), (everyone >= 0).any(1))
         values = (parts * shares).mean(1)
