@@ -1,5 +1,6 @@
 """docs/papers.md names what there is: losses, operators, recipes, keys of a recipe and options of losses."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pipelines.fields import read_settings
 from pipelines.recipe import shipped_recipes
 from pipelines.yaml_file import read_file
 from train.config import MODELS, TrainConfig
-from train.loss import Objective, discover_losses
+from train.loss import Objective, discover_losses, loss_class
 from train.sampling import Batches, SamplingConfig
 from train.tower_config import TowerConfig
 
@@ -37,7 +38,10 @@ def test_every_loss_is_named_and_no_other() -> None:
 
 def test_every_name_is_a_loss_an_operator_a_recipe_or_a_setting() -> None:
     known = {*discover_losses(), *discover(), *shipped_recipes(), *fields(TrainConfig), "train"}
-    options = {"--vary", "chunk", "cross"}
+    options = {
+        "--vary",
+        *(name for loss in discover_losses() for name in inspect.signature(loss_class(loss)).parameters),
+    }
     assert {match[0] for match in quoted(r"[a-z_0-9-]+")} - known - options == set()
 
 

@@ -101,9 +101,7 @@ def _train(dataset: str, run: Path, config: TrainConfig, world: World, progress:
     torch.set_num_threads(num_threads(world, config.num_threads))
     objective = check_settings(config, world.size)
     data = _open_dataset(dataset, config, objective, world, progress)
-    columns = open_columns(
-        data, wanted_columns(objective.needs), config.columns, progress, crop_boxes=config.crop_boxes
-    )
+    columns = _open_columns(data, objective, config, progress)
     data = data.with_identity(columns.digest)
     schedule = RunSchedule(data, config, config.sampling or SamplingConfig(), run, world, progress)
     data = data.with_identity(schedule.digest)
@@ -276,6 +274,11 @@ def _find_last(run: Path, data: Dataset, config: TrainConfig) -> Path | None:
     if difference:
         raise InputError(f"{run} holds another run: {difference}; give a new --out folder, or the former settings")
     return found[max(found)]
+
+
+def _open_columns(data: Dataset, objective: Objective, config: TrainConfig, progress: Progress) -> SampleColumns:
+    wanted = wanted_columns(objective.needs)
+    return open_columns(data, wanted, config.columns, progress, crop_boxes=config.crop_boxes)
 
 
 def _prepare_tokenizer(run: Path, data: Dataset, config: TrainConfig, world: World) -> Path:
