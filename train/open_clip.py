@@ -1,7 +1,7 @@
 """Models in open_clip's layout and back: a CLIP with a ViT is the same network there under other names.
 
-A folder of open_clip holds `open_clip_config.json`, `open_clip_model.safetensors` and, here always, a tokenizer's files; open_clip, CLIP_benchmark
-and DataComp's evaluation read it as `local-dir:FOLDER`.
+A folder of open_clip holds `open_clip_config.json`, `open_clip_model.safetensors` and, here always, a tokenizer's files; whoever hands a model's name
+on to open_clip reads it as `local-dir:FOLDER`.
 """
 
 import json
