@@ -23,7 +23,7 @@ class Momentum(Loss):
     to the row's own match, which is of the same modality: a suspected match. `hardest`, above 0, keeps so many of the rest, those of the
     largest cosines with the row. The copies keep the share `momentum` of themselves at each step, or the most that another loss with a
     teacher asks for; neither they nor the queues get gradients. The queues hold all processes' samples and are part of the checkpoint.
-    Memory is for 2 ** 24 similarities, however large batch and queue.
+    Memory is for 2 ** 24 similarities, however large batch and queue; the copies cost one more forward pass of both towers.
 
     With `queue_size` 0 and `momentum` 0 the value is InfoNCE's where no sample is in the batch twice; gradients move only the side that
     chooses, as anywhere here. Without `in_batch` this is BriVL's loss, by half, with queues that start empty, theirs full of noise, and
