@@ -68,15 +68,9 @@ _TEXT = {
     "pool_type": "argmax",
     "eos_id": 2,
 }
-_WITHOUT_EFFECT = {
-    "patch_dropout",
-    "output_tokens",
-    "pad_id",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "tokenizer_mode",
-}
+_WITHOUT_EFFECT = {"patch_dropout", "output_tokens", "pad_id", "hf_tokenizer_name"}
 _ONLY = {
+    "pool_type": "tok",
     "pos_embed_type": "learnable",
     "proj_type": "linear",
     "resize_mode": "shortest",

@@ -237,6 +237,7 @@ def test_names_of_open_clips_models_and_a_custom_text_tower(tmp_path: Path) -> N
     save_file(renamed, tmp_path / "there" / WEIGHTS_FILE)
     described = json.loads((tmp_path / "there" / OPEN_CLIP_CONFIG).read_text())
     described["model_cfg"]["custom_text"] = True
+    described["model_cfg"]["vision_cfg"] |= {"pool_type": "tok", "no_ln_pre": False, "patch_dropout": 0.5}
     (tmp_path / "there" / OPEN_CLIP_CONFIG).write_text(json.dumps(described))
     from_open_clip(str(tmp_path / "there"), str(tmp_path / "back"))
     assert torch.equal(load_model(tmp_path / "back").encode_text(["a"]), model.eval().encode_text(["a"]))
@@ -306,7 +307,9 @@ def test_what_open_clip_has_not(tmp_path: Path) -> None:
         ("vision_cfg", {"timm_model_name": "vit_base"}, "has timm_model_name = 'vit_base'"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "is a ResNet of open_clip"),
         ("vision_cfg", {"image_size": [32, 64]}, "takes pictures of 32 by 64, and only squares"),
+        ("vision_cfg", {"pool_type": "avg"}, "has pool_type = 'avg'"),
         ("text_cfg", {"no_causal_mask": True}, "has no_causal_mask = True"),
+        ("text_cfg", {"tokenizer_mode": "clips"}, "has tokenizer_mode = 'clips'"),
         ("text_cfg", {"pool_type": "last"}, "pools texts by 'last', and only argmax and eos"),
         ("text_cfg", {"eos_id": 7}, "with the end mark 1; name the tokenizer"),
         ("text_cfg", {"vocab_size": 99}, "has 99 tokens, and the tokenizer 5"),
