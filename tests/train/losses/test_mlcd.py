@@ -1,13 +1,27 @@
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional
 
+from curate.fingerprint import fingerprint
+from curate.operators.cluster import Cluster
 from schemas.errors import InputError
+from tests.contract import check_pool_operator
+from tests.embedding import clustered, embedding_rows
+from tests.train.dataset_builder import make_uid
 from tests.train.losses.outputs import LABELS, array, log_softmax, make_objective, make_outputs, make_tensor
+from tests.train.training import TINY, write_scenes
+from train.checkpoint import load_optimizer_state
+from train.config import TrainConfig
 from train.loss import Loss, Outputs
 from train.losses import mlcd
+from train.metrics import read_metrics
 from train.request import Pooled, Shape, Text, View, wanted_texts
+from train.trainer import train
 
 CLASSES, WIDTH = 40, 8
 
@@ -168,3 +182,20 @@ def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
 def test_a_column_without_labels_is_refused() -> None:
     with pytest.raises(InputError, match="mlcd: no sample has a label in column 'cluster_ids'; name another in labels"):
         make_loss(num_classes=0)
+
+
+def test_the_clusters_of_an_operator_are_its_labels(tmp_path: Path) -> None:
+    """What `cluster` writes of a pool is read by uid; a picture without an embedding has no cluster, and takes no part."""
+    dataset = write_scenes(tmp_path / "dataset")
+    operator = Cluster(num_clusters=7, num_nearest=3)
+    rows = embedding_rows(clustered(96, 7), missing=[5])
+    found = check_pool_operator(operator, fingerprint=fingerprint(operator, {}), rows=rows)
+    uids = pa.array([make_uid(int(uid, 16)) for uid in found["uid"].to_pylist()])
+    pq.write_table(found.set_column(found.schema.get_field_index("uid"), "uid", uids), tmp_path / "clusters.parquet")
+    settings = {**TINY, "losses": {"mlcd": {"share": 0.5}}, "columns": [str(tmp_path / "clusters.parquet")]}
+    report = train(str(dataset), str(tmp_path / "run"), TrainConfig(**settings, samples_seen=96))
+    saved = load_optimizer_state(report.checkpoint)
+    assert saved["weight.objective.losses.mlcd.prototypes"].shape == (7, 32)
+    assert saved["weight.objective.losses.mlcd.num_steps"].item() == 6
+    losses = [record["loss"] for record in read_metrics(report.run / "metrics.jsonl")]
+    assert losses[-1] < losses[0]

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,13 +27,6 @@ from train.tower_config import TowerConfig
 from train.trainer import train
 
 SMALL = {"num_local": 3, "hidden": 16, "bottleneck": 6, "num_outputs": 9}
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def run_head(head: torch.nn.Module, rows: np.ndarray) -> np.ndarray:
