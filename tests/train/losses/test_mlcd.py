@@ -23,6 +23,7 @@ from train.metrics import read_metrics
 from train.request import Pooled, Shape, Text, View, wanted_texts
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
 CLASSES, WIDTH = 40, 8
 
 

@@ -26,6 +26,7 @@ from train.request import Pooled, Teacher, Text, View, wanted_views
 from train.tower_config import TowerConfig
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
 SMALL = {"num_local": 3, "hidden": 16, "bottleneck": 6, "num_outputs": 9}
 
 
