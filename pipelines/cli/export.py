@@ -172,6 +172,9 @@ def datacompdr(
     ],
     image_embedding: ImageEmbeddingOption = "",
     text_embedding: TextEmbeddingOption = "",
+    crops: Annotated[
+        str, typer.Option("--crops", metavar="LABEL", help="Crops that reinforce stored, in place of whole pictures.")
+    ] = "",
     shard_size: ShardSizeOption = 10_000,
     address: AddressOption = "",
     num_workers: WorkersOption = 0,
@@ -194,6 +197,7 @@ def datacompdr(
         "synthetic": pairs,
         "image_embedding": image_embedding,
         "text_embedding": text_embedding,
+        "crops": crops,
         "shard_size": shard_size,
     }
     _run(export, _dataset(source, "datacompdr"), out, settings, address, num_workers, as_json)

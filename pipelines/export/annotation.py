@@ -13,6 +13,8 @@ from schemas.annotation import AnnotationHeader
 from schemas.errors import InputError, MissingColumnsError
 from schemas.sample import shard_name
 
+_OPERATORS = {"image_embedding": "clip_embedding", "text_embedding": "clip_text_embedding"}
+
 
 def find_embeddings(source: SelectionSource, image: str, text: str) -> tuple[str, str]:
     """Return `label.column` of the embeddings of pictures and of texts: the ones wanted, or the only ones there are; every shard must have both.
@@ -20,9 +22,34 @@ def find_embeddings(source: SelectionSource, image: str, text: str) -> tuple[str
     Raises `MissingColumnsError` with the command that makes one, and `InputError` where several labels have it.
     """
     return (
-        _find_embedding(source, "image_embedding", image, operator="clip_embedding"),
-        _find_embedding(source, "text_embedding", text, operator="clip_text_embedding"),
+        find_embedding(source, "image_embedding", image),
+        find_embedding(source, "text_embedding", text),
     )
+
+
+def find_embedding(source: SelectionSource, column: str, wanted: str) -> str:
+    """As `find_embeddings`, of one of them: `image_embedding` or `text_embedding`."""
+    pool, operator = source.pool, _OPERATORS[column]
+    schemas = read_schemas(source)
+    flag = f"--{column.replace('_', '-')}"
+    if wanted:
+        label, _, name = wanted.rpartition(".")
+        if label not in schemas or name not in schemas[label].names:
+            raise MissingColumnsError(
+                f"{flag} is {wanted!r}, which {pool.root} does not have; make it with\n  winnow annotate --pool {pool.root} "
+                f"'{operator}:model=MODEL,label={label or operator}'"
+            )
+        found = [wanted]
+    else:
+        found = [f"{label}.{column}" for label, schema in schemas.items() if column in schema.names]
+    if not found:
+        raise MissingColumnsError(
+            f"no annotation in {pool.root} has {column}; make it with\n  winnow annotate --pool {pool.root} '{operator}:model=MODEL'"
+        )
+    if len(found) > 1:
+        raise InputError(f"{', '.join(found)} are embeddings of different models or texts; say which with {flag}")
+    require_complete(source, found[0].rpartition(".")[0])
+    return found[0]
 
 
 def read_schemas(source: SelectionSource) -> dict[str, pa.Schema]:
@@ -60,30 +87,6 @@ def read_parameters(pool: Pool, target: LabelTarget) -> Mapping[str, object]:
     header = read_header(pool, target)
     found: dict[str, object] = json.loads(header.parameters) if header else {}
     return found
-
-
-def _find_embedding(source: SelectionSource, column: str, wanted: str, *, operator: str) -> str:
-    pool = source.pool
-    schemas = read_schemas(source)
-    flag = f"--{column.replace('_', '-')}"
-    if wanted:
-        label, _, name = wanted.rpartition(".")
-        if label not in schemas or name not in schemas[label].names:
-            raise MissingColumnsError(
-                f"{flag} is {wanted!r}, which {pool.root} does not have; make it with\n  winnow annotate --pool {pool.root} "
-                f"'{operator}:model=MODEL,label={label or operator}'"
-            )
-        found = [wanted]
-    else:
-        found = [f"{label}.{column}" for label, schema in schemas.items() if column in schema.names]
-    if not found:
-        raise MissingColumnsError(
-            f"no annotation in {pool.root} has {column}; make it with\n  winnow annotate --pool {pool.root} '{operator}:model=MODEL'"
-        )
-    if len(found) > 1:
-        raise InputError(f"{', '.join(found)} are embeddings of different models or texts; say which with {flag}")
-    require_complete(source, found[0].rpartition(".")[0])
-    return found[0]
 
 
 def _first_file(pool: Pool, target: LabelTarget) -> str:

@@ -3,7 +3,8 @@
     UID.jpg  UID.json  UID.txt  UID.url.txt  UID.syn.json  UID.paug.json  UID.npz
 
 `syn.json` is `{"syn_text": [...]}`; the npz holds `image_emb` (one row per augmentation) and `text_emb` (the web text, then one row per
-synthetic caption), in half precision. There is one augmentation, the one that the teacher saw: the middle square, nothing painted over.
+synthetic caption), in half precision. Augmentations are what the teacher saw, nothing painted over: the crops that `reinforce` stored, or
+the middle square alone.
 """
 
 import io
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from curate import images
 from curate.executor import Executor
 from curate.store import Store
-from pipelines.export.annotation import find_embeddings, read_schemas, require_complete
+from pipelines.export.annotation import find_embedding, read_schemas, require_complete
 from pipelines.export.source import DatasetSource, SelectionSource
 from pipelines.export.target import ExportReport, Part, Target, split_evenly
 from pipelines.export.tars import Members, Sample, TarPlan, plan_tars, tar_name, write_tar
@@ -41,16 +42,18 @@ def export(
     synthetic: Mapping[str, str],
     image_embedding: str = "",
     text_embedding: str = "",
+    crops: str = "",
     shard_size: int = 10_000,
 ) -> ExportReport:
     """Write a dataset with the embeddings of its selection's pool to the folder `out`, each sample once.
 
-    `synthetic` maps a caption column (`recap.recaption`) to the column of its text embedding. Samples that lack an embedding are left out
-    and counted.
+    `synthetic` maps a caption column (`recap.recaption`) to the column of its text embedding. `crops` is the label of `reinforce`, whose crops
+    and embeddings are taken in place of an embedding of the whole picture. Samples that lack an embedding are left out and counted.
     """
-    image, text = find_embeddings(selection, image_embedding, text_embedding)
+    pictures = _find_pictures(selection, image_embedding, crops)
+    text = find_embedding(selection, "text_embedding", text_embedding)
     _check_synthetic(source, selection, synthetic)
-    columns = {"image": image, "text": text, **{f"synthetic {n}": name for n, name in enumerate(synthetic.values())}}
+    columns = {**pictures, "text": text, **{f"synthetic {n}": name for n, name in enumerate(synthetic.values())}}
     used = [selection.labels[name.rpartition(".")[0]].fingerprint for name in columns.values()]
     settings = {"columns": columns, "captions": list(synthetic), "annotations": used, "shard_size": shard_size}
     target = Target(out, FORMAT, {**source.identity(), **settings})
@@ -62,6 +65,25 @@ def export(
     num_written = sum(result["num_samples"] for result in target.run(write, parts, executor, progress))
     notes = {"synthetic": ", ".join(synthetic), "left_out": f"one of {', '.join(columns.values())} has no vector"}
     return target.publish(source.name, num_written, num_left_out=source.num_samples - num_written, notes=notes)
+
+
+def _find_pictures(selection: SelectionSource, image_embedding: str, crops: str) -> dict[str, str]:
+    """Return the columns of what a teacher made of pictures, and of the crops it was shown."""
+    if not crops:
+        return {"image": find_embedding(selection, "image_embedding", image_embedding)}
+    if image_embedding:
+        raise InputError(
+            f"--image-embedding {image_embedding} and --crops {crops} are two embeddings of a picture; give one"
+        )
+    names = {"image": "crop_embeddings", "boxes": "crop_boxes"}
+    found = read_schemas(selection).get(crops)
+    if found is None or not set(names.values()) <= set(found.names):
+        root = selection.pool.root
+        raise MissingColumnsError(
+            f"{root} has no crops {crops!r}; make them with\n  winnow annotate --pool {root} 'reinforce:model=MODEL,label={crops}'"
+        )
+    require_complete(selection, crops)
+    return {use: f"{crops}.{name}" for use, name in names.items()}
 
 
 def _check_synthetic(source: DatasetSource, selection: SelectionSource, synthetic: Mapping[str, str]) -> None:
@@ -106,8 +128,8 @@ def _write(
             raise StaleDatasetError(
                 f"sample {sample.uid} of the dataset is {uids[row]} in {selection.folder}; build the dataset again"
             )
-        own = [vectors[name][row] for name in columns]
-        if any(vector is None for vector in own):
+        own = {name: vectors[name][row] for name in columns}
+        if any(vector is None for vector in own.values()):
             return []
         return _make_members(sample, own, [str(sample.captions[caption]) for caption in captions])
 
@@ -116,13 +138,15 @@ def _write(
     return {"files": files, "num_samples": len(places)}
 
 
-def _make_members(sample: Sample, vectors: list[list[float]], texts: list[str]) -> Members:
-    lengths = {len(vector) for vector in vectors}
+def _make_members(sample: Sample, vectors: Mapping[str, list[float]], texts: list[str]) -> Members:
+    boxes = np.reshape(vectors["boxes"], (-1, 4)).tolist() if "boxes" in vectors else [_middle_square(sample)]
+    image = np.reshape(np.asarray(vectors["image"], np.float16), (len(boxes), -1))
+    others = [np.asarray([vector], np.float16) for name, vector in vectors.items() if name not in {"image", "boxes"}]
+    lengths = {array.shape[1] for array in (image, *others)}
     if len(lengths) != 1:
         raise InputError(f"the embeddings of {sample.uid} have {sorted(lengths)} dimensions; take all from one model")
-    image, *others = (np.asarray([vector], np.float16) for vector in vectors)
     record = json.dumps({**sample.record, "key": sample.uid}, indent=4)
-    augmentations = json.dumps([[_middle_square(sample), _NO_OPERATIONS]])
+    augmentations = json.dumps([[box, _NO_OPERATIONS] for box in boxes])
     return [
         (sample.suffix, sample.image),
         ("json", record.encode()),

@@ -43,7 +43,7 @@ COMMANDS = {
     "sweep": "--pool CONDITIONS --rule --top --top-of --recipe --selection --set --name --by --mean --plot --table --train --samples-seen --seeds --data --out --address --num-workers --json",
     "compare": "SOURCES --out --vary --set --recipe --data --seeds --samples-seen --pool --address --num-workers --json",
     "export clip-retrieval": "SOURCE --out --pool --image-embedding --text-embedding --caption --shard-size --address --num-workers --json",
-    "export datacompdr": "SOURCE --out --pool --synthetic --image-embedding --text-embedding --shard-size --address --num-workers --json",
+    "export datacompdr": "SOURCE --out --pool --synthetic --image-embedding --text-embedding --crops --shard-size --address --num-workers --json",
     "export share": "SOURCE --out --pool --column --shard-size --address --num-workers --json",
     "card": "DATASET --pool",
     "export croissant": "SOURCE --out --pool --json",

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset as wds
 
@@ -17,6 +18,7 @@ from pipelines.export.source import DatasetSource, open_source, require_selectio
 from pipelines.export.target import ExportReport
 from schemas.errors import InputError, MissingColumnsError
 from schemas.progress import SilentProgress
+from tests.curate.pool_builder import annotate_shard
 from tests.pipelines.export.datasets import embed, make_dataset, make_selections, read_rows, read_vectors
 
 SYNTHETIC = {"recap.recaption": "synthetic.text_embedding"}
@@ -89,6 +91,37 @@ def test_datasets_reads_it_as_the_published_example_does(source: DatasetSource, 
     assert box_height == box_width == min(width, height)
     assert (top, left) == ((height - box_height) // 2, (width - box_width) // 2)
     assert operations == [[0, 0.0], [0, 0.0]]
+
+
+CROPS = pa.schema([("crop_boxes", pa.list_(pa.int32())), ("crop_embeddings", pa.list_(pa.float16()))])
+
+
+def test_crops_that_reinforce_stored(source: DatasetSource, pool: Pool, ray_session: Executor, tmp_path: Path) -> None:
+    for shard in (0, 1, 2):
+        random = np.random.default_rng(shard)
+        boxes = [None if row == 2 else random.integers(0, 9, 12).tolist() for row in range(12)]
+        vectors = [None if row == 2 else random.normal(size=24).astype(np.float16) for row in range(12)]
+        columns = {"crop_boxes": boxes, "crop_embeddings": vectors}
+        annotate_shard(pool, shard, "crops", columns, CROPS, operator="reinforce")
+    report = run(source, pool, tmp_path / "out", ray_session, crops="crops")
+    boxes, vectors = read_vectors(pool, "crops", "crop_boxes"), read_vectors(pool, "crops", "crop_embeddings")
+    count = 0
+    for sample in wds.WebDataset(sorted(map(str, (tmp_path / "out").glob("*.tar"))), shardshuffle=False):
+        augmentations = json.loads(json.loads(sample["paug.json"])["param_aug"])
+        own = boxes[sample["__key__"]].astype(int).reshape(3, 4).tolist()
+        assert augmentations == [[box, [[0, 0.0], [0, 0.0]]] for box in own]
+        with np.load(io.BytesIO(sample["npz"]), allow_pickle=False) as arrays:
+            assert np.array_equal(arrays["image_emb"], vectors[sample["__key__"]].reshape(3, 8))
+            assert arrays["text_emb"].shape == (2, 8)
+        count += 1
+    assert count == report.num_samples
+    assert report.num_left_out == 3
+    with pytest.raises(InputError, match=r"--image-embedding image\.image_embedding and --crops crops are two"):
+        run(source, pool, tmp_path / "both", ray_session, crops="crops", image_embedding="image.image_embedding")
+    with pytest.raises(
+        MissingColumnsError, match=r"has no crops 'gone'; make them with\n.*'reinforce:model=MODEL,label=gone'"
+    ):
+        run(source, pool, tmp_path / "gone", ray_session, crops="gone")
 
 
 def test_bytes_are_the_same_every_time(
