@@ -26,6 +26,7 @@ class SILC(Loss):
     outputs are centred by their running mean, which keeps `centre_momentum` of itself, and sharpened by `teacher_temperature` below
     `student_temperature`, so that they neither are all alike nor say nothing. Centre, teacher and both heads are in the checkpoint.
     With `global_scale` the teacher sees an augmented crop of that share of the area instead, which no text is compared with.
+    Eight crops of 96 pixels beside 224 make a step of a ViT three times as long, eight of 224 eleven times.
 
     The paper has two large views, of 0.4 to 1 of the area, each beside the text; here is one, the training crop: `crop_scale: [0.4, 1]`.
     Its teacher keeps the same share of itself all along, as here. SILC's own code is not public: head, temperatures and centre are
