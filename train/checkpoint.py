@@ -164,6 +164,9 @@ def new_model_folder(out: str) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
+        for file in staging.glob("*.safetensors"):
+            # Its writer leaves files that nobody else may read; the folder's own mode is what the umask lets.
+            file.chmod(staging.stat().st_mode & 0o666)
         publish_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -43,6 +43,8 @@ def test_embeddings_are_the_first_numbers_at_length_one(shape: str, tmp_path: Pa
         torch.testing.assert_close(short, functional.normalize(whole[:, :5], dim=-1))
     assert torch.equal(found.logit_scale, model.logit_scale)
     assert found.context_length == model.context_length
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "deep" / "cut").iterdir()}
+    assert modes == {(tmp_path / "deep").stat().st_mode & 0o666}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cut"]
 
 
