@@ -23,7 +23,8 @@ class InfoNCE(Loss):
 
     `groups` above 1 contrasts within parts of the batch, M2-Encoder's grouped aggregation (Guo et al. 2024, arXiv 2401.15896): the first
     `1 / groups` of the batch is one group, and so on, so that value and gradients are the same however many processes share it. Where the
-    processes divide into the groups, or the groups into the processes, features travel within a group only; otherwise everywhere.
+    processes divide into the groups, or the groups into the processes, features travel within a group only; otherwise everywhere. Of the
+    last two papers the abstracts were read.
     """
 
     def __init__(
