@@ -57,6 +57,10 @@ class InfoNCE(Loss):
         if self.local_loss:
             own_images, own_texts = outputs[View()], outputs[Text()]
             start = outputs.world.rank * outputs.num_rows - first
+        if self.batch_parts == 1:
+            # Without slices, whose gradients would be added up in another order: runs keep their bits.
+            whole = self._contrast(outputs.logit_scale, own_images, own_texts, images, texts, start)
+            return {"info_nce": whole}
         length = outputs.num_rows * outputs.world.size // self.batch_parts
         total = outputs.logit_scale.new_zeros(())
         for place in range(start // length * length, start + len(own_images), length):
