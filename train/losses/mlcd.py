@@ -31,7 +31,8 @@ class MLCD(Loss):
     time and memory go with these. The prototypes are parameters of all classes, as wide as the embedding, on every process: a million at
     width 512 take 2 GB, 8 GB with gradients and AdamW's moments, 6 GB more while several processes average them, 6 GB in a checkpoint.
 
-    Otherwise than in the authors' code for one label (UNICOM; that for several is not public): no margin is added to the cosines.
+    Of the paper the abstract was read, which separates the losses of positive and negative classes: the formula is our reading of it. Otherwise
+    than in the authors' code for one label (UNICOM; that for several is not public), no margin is added to the cosines.
     """
 
     seed: torch.Tensor
