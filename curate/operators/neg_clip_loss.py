@@ -1,5 +1,6 @@
 """How well picture and caption agree beside how much each agrees with everybody: negCLIPLoss."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,24 +108,22 @@ class NegClipLoss(PoolOperator):
         places = (np.searchsorted(images.rows, rows), np.searchsorted(texts.rows, rows))
         num_batches = max(1, -(-len(rows) // self.batch_size))
 
-        def batches() -> Iterator[np.ndarray]:
+        sent: deque[np.ndarray] = deque()  # batches whose results are still to come, in their order
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
             for number in range(self.num_partitions):
                 draws = _draws(pool, self.seed + number)[rows]
                 # Equal draws, of equal uids, in the order of the pool.
-                yield from np.array_split(np.argsort(draws, kind="stable"), num_batches)
-
-        def items() -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-            for chosen in batches():
-                pictures = take_rows(images.matrix, places[0][chosen])
-                yield pictures, take_rows(texts.matrix, places[1][chosen]), self.temperature
+                for chosen in np.array_split(np.argsort(draws, kind="stable"), num_batches):
+                    sent.append(chosen)
+                    pictures = take_rows(images.matrix, places[0][chosen])
+                    yield pictures, take_rows(texts.matrix, places[1][chosen]), self.temperature
 
         if len(rows):
             comparisons = self.num_partitions * len(rows) * min(len(rows), self.batch_size)
             cost = images.matrix.shape[1] * _PRODUCT_SECONDS + _EXPONENTIAL_SECONDS
-            for chosen, found in zip(
-                batches(), work.map(_measure_batch, items(), core_seconds=comparisons * cost), strict=True
-            ):
-                total[chosen] += found
+            for found in work.map(_measure_batch, batches(), core_seconds=comparisons * cost):
+                total[sent.popleft()] += found
         return (total / self.num_partitions).astype(np.float32)
 
 
