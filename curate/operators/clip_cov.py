@@ -14,8 +14,7 @@ from curate.fingerprint import file_identity, model_identity
 from curate.kmeans import nearest
 from curate.models.labels import encode_labels
 from curate.operator import Operator, PoolOperator
-from curate.operators.clip_embedding import ClipEmbedding
-from curate.operators.clip_text_embedding import ClipTextEmbedding
+from curate.operators.clip_text_embedding import embed_both
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,18 +82,7 @@ class ClipCov(PoolOperator):
         return self.labels.lower().endswith(_VECTOR_SUFFIXES)
 
     def requires(self) -> tuple[Operator, ...]:
-        if not self.model:
-            return ()
-        prefix = f"{self.label}_" if self.label else ""
-        needed = {
-            "image_embedding": ClipEmbedding(
-                model=self.model, revision=self.revision, label=f"{prefix}clip_embedding" if prefix else ""
-            ),
-            "text_embedding": ClipTextEmbedding(
-                model=self.model, revision=self.revision, label=f"{prefix}clip_text_embedding" if prefix else ""
-            ),
-        }
-        return tuple(operator for column, operator in needed.items() if column not in self.bind)
+        return embed_both(self.model, self.revision, self.label, self.bind) if self.model else ()
 
     def identity(self) -> dict[str, Any]:
         """Return the parameters, digests in place of paths; the model and its prompts only where they embed the labels."""

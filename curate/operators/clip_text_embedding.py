@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from curate.models.clip import EMBEDDING_TYPE, TowerOperator, load_model, load_tokenize, to_half
-from curate.operator import Annotate, Prepare
+from curate.operator import Annotate, Operator, Prepare
+from curate.operators.clip_embedding import ClipEmbedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +42,17 @@ class ClipTextEmbedding(TowerOperator):
             return {"text_embedding": to_half(model.encode_ids(batch.column("ids"), pad_id))}
 
         return annotate
+
+
+def embed_both(model: str, revision: str, label: str, bind: Mapping[str, str]) -> tuple[Operator, ...]:
+    """Return what makes `image_embedding` and `text_embedding` for an operator of this label, but for those that are bound to others."""
+    prefix = f"{label}_" if label else ""
+    needed: dict[str, Operator] = {
+        "image_embedding": ClipEmbedding(
+            model=model, revision=revision, label=f"{prefix}clip_embedding" if prefix else ""
+        ),
+        "text_embedding": ClipTextEmbedding(
+            model=model, revision=revision, label=f"{prefix}clip_text_embedding" if prefix else ""
+        ),
+    }
+    return tuple(operator for column, operator in needed.items() if column not in bind)

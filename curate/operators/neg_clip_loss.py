@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from curate.embedding import Embeddings, normalise, read_embeddings, take_rows, write_columns
 from curate.operator import Operator, PoolOperator
-from curate.operators.clip_embedding import ClipEmbedding
-from curate.operators.clip_text_embedding import ClipTextEmbedding
+from curate.operators.clip_text_embedding import embed_both
 from curate.pool_rows import draw_sql, stream
 from schemas.errors import InputError
 
@@ -63,18 +62,7 @@ class NegClipLoss(PoolOperator):
             )
 
     def requires(self) -> tuple[Operator, ...]:
-        if not self.model:
-            return ()
-        prefix = f"{self.label}_" if self.label else ""
-        needed = {
-            "image_embedding": ClipEmbedding(
-                model=self.model, revision=self.revision, label=f"{prefix}clip_embedding" if prefix else ""
-            ),
-            "text_embedding": ClipTextEmbedding(
-                model=self.model, revision=self.revision, label=f"{prefix}clip_text_embedding" if prefix else ""
-            ),
-        }
-        return tuple(operator for column, operator in needed.items() if column not in self.bind)
+        return embed_both(self.model, self.revision, self.label, self.bind) if self.model else ()
 
     def identity(self) -> Mapping[str, Any]:
         """Return the parameters without the model, which the embeddings' fingerprints hold."""
