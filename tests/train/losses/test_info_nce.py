@@ -1,6 +1,5 @@
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +31,10 @@ from train.metrics import read_metrics
 from train.request import Text, View
 from train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
 # Rows are images, columns texts.
 SIMILARITIES = [[0.9, 0.1, 0.3], [0.2, 0.7, 0.4], [0.0, 0.5, 0.6]]
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("local_loss", [True, False])

@@ -1,12 +1,11 @@
 """Every loss in a real run of the smallest model: it falls, a kill changes nothing, parts give the same curve."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.train.losses.scenes import COLUMNS_FILE, write_rich_scenes
 from tests.train.training import TINY, read_bytes, run_training
@@ -15,6 +14,8 @@ from train.evaluate import evaluate
 from train.loss import discover_losses
 from train.metrics import read_metrics
 from train.trainer import train
+
+pytestmark = pytest.mark.usefixtures("keep_threads")
 
 STEPS = 24
 # Losses in the company that their papers keep them in; the others stand alone.
@@ -46,13 +47,6 @@ OPTIONS = {
 }
 # Whatever has buffers, queues or a teacher.
 STATEFUL = ("alip", "declip", "mlcd", "momentum", "otter", "prototypes", "silc")
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -131,13 +130,6 @@ def test_without_a_third_tower_it_is_info_nce() -> None:
 def test_wrong_weights_are_refused() -> None:
     with pytest.raises(InputError, match=r"image and text are 0 or more, got -1\.0 and 1\.0"):
         ThreeTowers(image=-1.0)
-
-
-@pytest.fixture
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("keep_threads")
